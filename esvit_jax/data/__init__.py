@@ -1,0 +1,71 @@
+"""Images on disk -> one numpy batch per (seed, step). Never imports jax.
+
+Opening and naming a source:
+
+  source = open_source({'source': 'folder:/data/birds'}, 'train')
+  Pipeline(source, seed=0, batch_size=64)[step]
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from esvit_jax.data import embedded, folder, tfds
+from esvit_jax.data.pipeline import Feed, Pipeline, epoch
+from esvit_jax.data.source import Source
+from esvit_jax.errors import UserError
+
+# Each builder takes (place, split, data_dir, canvas, channels), where `place`
+# is what stands after the colon of 'folder:/path' or 'tfds:name'.
+SOURCES = {
+  'embedded': embedded.open_split,
+  'folder': folder.open_split,
+  'tfds': tfds.open_split,
+}
+
+__all__ = ['SOURCES', 'Feed', 'Pipeline', 'Source', 'epoch', 'open_source']
+
+
+def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
+  """Opens one split of the images that a config names.
+
+  Args:
+    config: `source` ('embedded', 'folder:/path' or 'tfds:name') and, each
+      optional (None means the default): `split` ('train'), `data_dir` (where
+      tfds keeps its sets), `canvas` (pixels, one number or (height, width)),
+      `channels` (1 or 3).
+    split: used instead of the config's.
+
+  Raises:
+    UserError: the source or the split does not exist, or holds no images.
+  """
+  kind, _, place = config['source'].partition(':')
+  if kind not in SOURCES:
+    near = difflib.get_close_matches(kind, SOURCES, 1)
+    hint = f' (did you mean {near[0]!r}?)' if near else ''
+    raise UserError(
+      f'data.source {config["source"]!r} is unknown{hint}: use '
+      "'embedded', 'folder:/path' or 'tfds:name'"
+    )
+  channels = config.get('channels') or None
+  if channels not in (None, 1, 3):
+    raise UserError(f'data.channels is {channels}: use 1 (grey) or 3 (RGB)')
+  return SOURCES[kind](
+    place,
+    split=split or config.get('split') or 'train',
+    data_dir=config.get('data_dir') or None,
+    canvas=_canvas(config.get('canvas')),
+    channels=channels,
+  )
+
+
+def _canvas(value: Any) -> tuple[int, int] | None:
+  """One number or a pair -> (height, width); 0 and None mean the default."""
+  if not value:
+    return None
+  pair = (value, value) if isinstance(value, int) else tuple(value)
+  if len(pair) != 2 or min(pair) < 1:
+    raise UserError(
+      f'data.canvas is {value}: use one side or (height, width), in pixels'
+    )
+  return pair

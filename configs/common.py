@@ -1,0 +1,165 @@
+"""Every field a run can set, with the published EsViT values as defaults."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """EsViT's published recipe (300 epochs of ImageNet at batch 512)."""
+  c = ConfigDict()
+  c.method = 'esvit'
+  c.seed = 0
+  c.batch_size = 512  # images per step, over all devices
+  c.epochs = 300
+  c.steps = 0  # > 0: this many steps instead of `epochs`
+  c.accumulate = 1  # parts the batch is taken in, one after the other
+  c.placement = 'replicated'  # or 'fsdp': split state over devices
+
+  c.data = ConfigDict()
+  c.data.source = 'tfds:imagenet2012'  # 'embedded', 'folder:PATH', 'tfds:NAME'
+  c.data.split = 'train'
+  c.data.test_split = 'validation'
+  c.data.data_dir = ''  # where tfds keeps its sets; '' is tfds' default
+  c.data.channels = 3
+  c.data.canvas = 512  # longest side kept when decoding, pixels; 0: as it is
+  c.data.workers = 8  # decoding threads
+  c.data.max_corrupt = 0.01  # share of unreadable images that stops the run
+  c.data.mean = (0.485, 0.456, 0.406)
+  c.data.std = (0.229, 0.224, 0.225)
+
+  # Groups of views of one size: `globals` and any number of others.
+  c.views = ConfigDict()
+  c.views.globals = view(224, 2, (0.4, 1.0), (1.0, 0.1), (0.0, 0.2))
+  c.views.locals = view(96, 8, (0.05, 0.4))
+
+  c.model = ConfigDict()
+  c.model.name = 'swin_tiny'
+  c.model.drop_path = 0.1
+  c.model.dtype = 'bfloat16'  # of activations; parameters stay float32
+  c.model.remat = False
+
+  c.head = ConfigDict()
+  c.head.out_dim = 65536  # prototypes
+  c.head.hidden = 2048
+  c.head.bottleneck = 256
+  c.head.norm_last_layer = False
+  c.head.use_bn = False
+
+  c.loss = ConfigDict()
+  c.loss.region_weight = 0.5  # 0 is DINO: view loss only, no region head
+  c.loss.student_temp = 0.1
+  c.loss.teacher_temp = 0.07
+  c.loss.teacher_temp_warmup = 0.04
+  c.loss.teacher_temp_warmup_epochs = 30
+  c.loss.center_momentum = 0.9
+  c.loss.form = 'auto'  # 'plain', 'images', 'prototypes': same numbers
+
+  c.ema = ConfigDict()
+  c.ema.start = 0.996
+  c.ema.end = 1.0
+
+  c.optim = ConfigDict()
+  c.optim.name = 'adamw'  # or 'sgd', 'lars'
+  c.optim.lr = 5e-4  # per 256 images
+  c.optim.min_lr = 1e-6
+  c.optim.warmup_epochs = 10.0
+  c.optim.weight_decay = 0.04
+  c.optim.weight_decay_end = 0.4
+  c.optim.clip = 3.0
+  c.optim.clip_mode = 'tensor'  # or 'global'
+  c.optim.b1, c.optim.b2 = 0.9, 0.999  # of adamw
+  c.optim.momentum = 0.9  # of sgd and lars
+  c.optim.freeze_last_layer_epochs = 1
+
+  # Continue from another run: its weights, and its place in the schedules.
+  c.init = ConfigDict()
+  c.init.checkpoint = ''  # a run directory
+  c.init.epoch = 0  # epoch of the schedules to go on from
+
+  c.eval = ConfigDict()
+  c.eval.every_epochs = 10.0  # k-NN during training; 0: only at both ends
+  c.eval.batch_size = 256
+  c.eval.size = 224  # pixels
+  c.eval.train_images = 50_000  # at most this many; 0: all
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every_epochs = 1.0
+  c.checkpoint.keep = 2  # newest; the best by k-NN stays too
+  c.checkpoint.keep_every_epochs = 20  # these stay for ever; 0: none
+
+  c.log_every = 50  # steps
+  c.max_bad_steps = 10  # steps without finite numbers, in a row, that stop
+  c.tensorboard = False  # needs pip install esvit_jax[tensorboard]
+  return c
+
+
+def view(
+  size: int,
+  count: int,
+  scale: tuple[float, float],
+  blur: tuple[float, ...] = (0.5,),
+  solarize: tuple[float, ...] = (0.0,),
+) -> ConfigDict:
+  """A group of `count` views of `size` px, with DINO's distortions."""
+  v = ConfigDict()
+  v.size = size
+  v.count = count
+  v.scale = scale  # share of the image's area
+  v.ratio = (3 / 4, 4 / 3)
+  v.flip = 0.5
+  v.jitter = 0.8  # probability; next four: strengths
+  v.brightness = 0.4
+  v.contrast = 0.4
+  v.saturation = 0.2
+  v.hue = 0.1
+  v.gray = 0.2
+  v.blur = blur  # probability, for all views or one for each
+  v.blur_sigma = (0.1, 2.0)  # pixels
+  v.solarize = solarize  # likewise
+  return v
+
+
+def variant(arg: str | None, table: dict, default: str):
+  """Splits 'name,debug' into (table row, debug?)."""
+  words = [word for word in (arg or '').split(',') if word]
+  debug = 'debug' in words
+  names = [word for word in words if word != 'debug'] or [default]
+  if len(names) > 1 or names[0] not in table:
+    raise ValueError(
+      f"no variant '{','.join(names)}': choose one of {', '.join(table)}, "
+      "and ',debug' to shrink it"
+    )
+  return table[names[0]], debug
+
+
+def shrink(c: ConfigDict) -> ConfigDict:
+  """Any config in seconds on a laptop: embedded images, a tiny network."""
+  c.data.source = 'embedded'
+  c.data.test_split = 'test'
+  c.data.channels = 1
+  c.data.canvas = 0
+  c.data.mean, c.data.std = (0.286,), (0.353,)
+  c.data.workers = 2
+  c.batch_size = 16
+  c.steps = 6
+  for name, group in c.views.items():
+    group.size = 28 if name == 'globals' else 16
+    group.count = min(group.count, 2)
+  if c.model.name.startswith('swin'):
+    c.model.name = 'swin'
+    c.model.dims, c.model.depths, c.model.heads = (16, 32), (1, 2), (1, 2)
+    c.model.window, c.model.patch, c.model.image_size = 7, 4, 28
+  else:
+    c.model.name = 'vit'
+    c.model.dim, c.model.depth, c.model.heads = 32, 2, 2
+    c.model.patch, c.model.image_size = 4, 28
+  c.model.dtype = 'float32'
+  c.head.out_dim, c.head.hidden, c.head.bottleneck = 64, 32, 16
+  c.loss.teacher_temp_warmup_epochs = 0
+  c.optim.warmup_epochs = 0.0
+  c.optim.freeze_last_layer_epochs = 0
+  c.eval.size, c.eval.train_images = 28, 256
+  c.eval.every_epochs = 0.0
+  c.checkpoint.every_epochs = 0.0
+  c.init.checkpoint, c.init.epoch = '', 0
+  c.log_every = 2
+  return c

@@ -1,0 +1,48 @@
+"""Natural images at 96 px: ten classes, about ten minutes on one GPU.
+
+  python -m main --config=configs/imagenette.py --workdir=runs/imagenette
+
+or from a folder with train/ and val/:
+
+  python -m main --config=configs/imagenette.py --workdir=runs/imagenette \\
+      --config.data.source=folder:imagenette96 --config.data.test_split=val
+
+Variants: esvit (view and region loss) and view (view loss alone).
+"""
+
+from configs import common
+
+VARIANTS = {'esvit': 0.5, 'view': 0.0}
+
+
+def get_config(arg: str | None = None):
+  region_weight, debug = common.variant(arg, VARIANTS, 'esvit')
+  c = common.get_config()
+  c.batch_size = 256
+  c.epochs = 100
+  c.data.source = 'tfds:imagenette/160px-v2'
+  c.data.canvas = 192
+  c.data.workers = 16
+
+  c.views.globals = common.view(96, 2, (0.4, 1.0), (0.5, 0.1), (0.0, 0.2))
+  c.views.locals = common.view(48, 6, (0.1, 0.4), (0.25,))
+  for group in c.views.values():
+    group.blur_sigma = (0.1, 1.0)  # 2 px suits 224 px views
+
+  # Three stages: 24, 12 and 6 px maps, 36 regions to match.
+  c.model.name = 'swin'
+  c.model.dims, c.model.depths = (96, 192, 384), (2, 2, 6)
+  c.model.heads = (3, 6, 12)
+  c.model.window, c.model.patch, c.model.image_size = 6, 4, 96
+
+  c.head.out_dim, c.head.hidden = 8192, 1024
+  c.loss.region_weight = region_weight
+  c.loss.teacher_temp_warmup_epochs = 10
+  c.ema.start = 0.992
+  c.optim.lr = 1e-3
+  c.optim.weight_decay_end = 0.2
+  c.eval.size = 96
+  c.eval.train_images = 0
+  c.checkpoint.every_epochs = 5.0
+  c.checkpoint.keep_every_epochs = 0
+  return common.shrink(c) if debug else c

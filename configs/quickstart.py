@@ -1,0 +1,50 @@
+"""EsViT on 10,000 embedded images: minutes on a laptop's CPU, no network.
+
+  python -m main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from configs import common
+
+
+def get_config(arg: str | None = None):
+  _, debug = common.variant(arg, {'esvit': None}, 'esvit')
+  c = common.get_config()
+  c.batch_size = 64
+  c.steps = 900
+  c.data.source = 'embedded'
+  c.data.test_split = 'test'
+  c.data.channels = 1
+  c.data.canvas = 0
+  c.data.workers = 2
+  c.data.mean, c.data.std = (0.286,), (0.353,)
+
+  # Small objects on black: gentle crops, no hue, no solarisation.
+  c.views.globals = common.view(28, 2, (0.6, 1.0), blur=(0.2, 0.02))
+  c.views.locals = common.view(16, 2, (0.25, 0.6), blur=(0.1,))
+  for group in c.views.values():
+    group.ratio = (1 / 1.1, 1.1)
+    group.brightness = group.contrast = 0.2
+    group.blur_sigma = (0.1, 1.0)
+
+  c.model.name = 'swin'
+  c.model.dims, c.model.depths, c.model.heads = (32, 64), (1, 1), (2, 2)
+  c.model.window, c.model.patch, c.model.image_size = 7, 4, 28
+  c.model.init_scale = 'fan_in'  # 0.02 learns nothing at this width
+  c.model.drop_path = 0.0
+  c.model.dtype = 'float32'
+
+  c.head.out_dim, c.head.hidden, c.head.bottleneck = 256, 128, 64
+  c.loss.teacher_temp = 0.04
+  c.loss.teacher_temp_warmup_epochs = 0
+  c.ema.start = 0.95
+  c.optim.lr = 6e-3 * 256 / 64
+  c.optim.weight_decay_end = 0.04
+  c.optim.warmup_epochs = 0.58
+  c.optim.freeze_last_layer_epochs = 0
+
+  c.eval.size = 28
+  c.eval.every_epochs = 2.0
+  c.eval.train_images = 0
+  c.checkpoint.keep_every_epochs = 0
+  c.log_every = 30
+  return common.shrink(c) if debug else c

@@ -1,0 +1,157 @@
+"""Speed and memory of a config, on synthetic images and this machine.
+
+  python -m main --mode=bench --config=configs/esvit.py:swin_tiny
+
+Needs no data set, tfds, grain or clu. Times are medians of whole calls, the
+device drained before and after; pieces are compiled apart, so they need not
+add up to the step.
+"""
+
+import json
+import os
+import statistics
+import time
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from esvit_jax import sharding, train
+from esvit_jax import state as state_lib
+
+REPEATS = 10
+WARM_UP = 2
+# Synthetic sources have as many images as ImageNet, so that schedules fit.
+IMAGES = 1_281_167
+
+
+def run(config, directory: str = '') -> dict:
+  """Measures one train step and its pieces.
+
+  Args:
+    config: any training config; its images are replaced by noise.
+    directory: where to write bench.json ('' writes none).
+
+  Returns:
+    The figures, as printed: milliseconds, images/s, GFLOP, MiB.
+  """
+  mesh = sharding.mesh()
+  sharding.check_batch(config.batch_size, mesh, config.accumulate)
+  job = synthetic_job(config, mesh)
+  began = time.perf_counter()
+  step = train.compile_step(job)
+  compile_s = time.perf_counter() - began
+  batch = synthetic_batch(job)
+  state = train.create_state(job)
+
+  figures = {'device': f'{mesh.size} {jax.devices()[0].device_kind}'}
+  figures['batch_size'] = config.batch_size
+  figures['compile_s'] = compile_s
+  # The step first: it is donated its state, as in training.
+  state, step_ms = _time_step(step, state, batch, job.key)
+  figures['images_per_s'] = 1e3 * config.batch_size / step_ms
+  figures['step_ms'] = step_ms
+  figures |= _pieces(job, state, batch)
+  figures['gflop_per_image'] = _flops(job) / config.batch_size / 1e9
+  memory = step.memory_analysis()
+  if memory is not None:
+    figures['step_memory_mib'] = (
+      memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    ) / 2**20
+  stats = jax.devices()[0].memory_stats() or {}
+  if 'peak_bytes_in_use' in stats:
+    figures['peak_memory_mib'] = stats['peak_bytes_in_use'] / 2**20
+
+  table = Table('figure', 'value', box=box.SIMPLE_HEAD, title='bench')
+  for name, value in figures.items():
+    text = f'{value:,.4g}' if isinstance(value, float) else str(value)
+    table.add_row(name, text)
+  Console(width=80).print(table)
+  print(json.dumps(figures))
+  if directory:
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, 'bench.json'), 'w') as f:
+      json.dump(figures, f, indent=2)
+  return figures
+
+
+def synthetic_job(config, mesh) -> train.Job:
+  """A job whose images are noise of the config's canvas."""
+  side = config.data.canvas or config.views.globals.size
+  source = SimpleNamespace(canvas=(side, side))
+  per_epoch = max(IMAGES // config.batch_size, 1)
+  horizon = state_lib.Horizon(
+    config.steps or config.epochs * per_epoch, per_epoch
+  )
+  return train.plan(config, mesh, {'train': source, 'test': None}, horizon)
+
+
+def synthetic_batch(job: train.Job) -> dict:
+  """One global batch of noise, each image filling its canvas."""
+  rng = np.random.default_rng(0)
+  shape = job.batch['image'].shape
+  rows = shape[0] // jax.process_count()
+  return sharding.global_batch(
+    job.mesh,
+    {
+      'image': rng.integers(0, 256, (rows, *shape[1:]), np.uint8),
+      'size': np.full((rows, 2), shape[1:3], np.int32),
+      'label': np.full((rows,), -1, np.int32),
+      'index': np.arange(rows, dtype=np.int32),
+    },
+  )
+
+
+def _pieces(job, state, batch) -> dict[str, float]:
+  """Milliseconds of augmentation, the method's stages and the optimiser."""
+  keys = jax.random.split(job.key, job.config.batch_size)
+  views, ms = _time(jax.jit(job.method.views), batch, keys)
+  figures, done = {'augmentation_ms': ms}, {}
+  for name, stage in job.method.stages.items():
+    done[name], figures[f'{name}_ms'] = _time(
+      jax.jit(stage), state, views, job.key, done
+    )
+
+  @jax.jit
+  def update(state, grads):
+    updates, opt_state = job.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    if job.method.momentum is None:
+      return params, opt_state
+    momentum = job.method.momentum(state.step)
+    return state_lib.ema(state.teacher, params, momentum), params, opt_state
+
+  _, figures['optimiser_ms'] = _time(update, state, state.params)
+  return figures
+
+
+def _time(fn, *args):
+  """The result of fn(*args) and its median milliseconds."""
+  spans = []
+  for _ in range(WARM_UP + REPEATS):
+    began = time.perf_counter()
+    result = jax.block_until_ready(fn(*args))
+    spans.append(time.perf_counter() - began)
+  return result, 1e3 * statistics.median(spans[WARM_UP:])
+
+
+def _time_step(step, state, batch, key):
+  """The state after some steps and the median milliseconds of one."""
+  spans = []
+  for _ in range(WARM_UP + REPEATS):
+    began = time.perf_counter()
+    state, _ = jax.block_until_ready(step(state, batch, key))
+    spans.append(time.perf_counter() - began)
+  return state, 1e3 * statistics.median(spans[WARM_UP:])
+
+
+def _flops(job) -> float:
+  """Of one train step, as traced (remat and fusion left out)."""
+  step = state_lib.make_train_step(job.method, job.tx, job.config.accumulate)
+  lowered = jax.jit(step).lower(job.state, job.batch, job.key)
+  return (lowered.cost_analysis() or {}).get('flops', jnp.nan)

@@ -1,0 +1,145 @@
+"""Bytes of an image file -> u8[h, w, C] that fits a canvas."""
+
+import io
+import math
+
+import numpy as np
+
+
+class Unreadable(Exception):  # noqa: N818 - says what it is of an image
+  """An image cannot be read; the text is the cause, on one line."""
+
+  def __init__(self, cause: Exception):
+    super().__init__(' '.join(f'{type(cause).__name__}: {cause}'.split()))
+
+
+def decode(
+  record: bytes | np.ndarray, channels: int, canvas: tuple[int, int]
+) -> np.ndarray:
+  """Decodes one image, whatever its mode, and shrinks it to fit the canvas.
+
+  An image that fits is left as it is; nothing is ever enlarged. A larger one
+  is shrunk, keeping its aspect, until it fits, but never so far that its
+  shorter side falls under half the canvas's: the ends that then stand over
+  are cut off equally. So up to 2:1 all is kept, and a panorama does not end
+  as a strip of a few pixels that every crop has to enlarge; a wide canvas
+  keeps such images whole. Orientation tags (EXIF) and alpha are dropped, as
+  torchvision's default loader does.
+
+  Args:
+    record: an encoded file, or u8[h,w,c] that is decoded already.
+    channels: 1 (grey) or 3 (RGB).
+    canvas: (height, width) in pixels.
+
+  Returns:
+    u8[h, w, channels].
+
+  Raises:
+    Unreadable: with the decoder's reason.
+  """
+  if isinstance(record, np.ndarray):
+    image = with_channels(record, channels)
+  else:
+    image = _jpeg(record, channels, canvas)
+    if image is None:
+      image = _any_format(record, channels)
+  return _fit(image, canvas)
+
+
+def size(record: bytes | np.ndarray) -> tuple[int, int]:
+  """(height, width) in pixels of an encoded image, from its header."""
+  if isinstance(record, np.ndarray):
+    return record.shape[:2]
+  from PIL import Image
+
+  try:
+    with Image.open(io.BytesIO(record)) as image:
+      return image.height, image.width
+  except Exception as error:
+    raise Unreadable(error) from error
+
+
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+  """u8[h,w] or u8[h,w,c] -> u8[h,w,channels]; alpha is dropped."""
+  if image.ndim == 2:
+    image = image[..., None]
+  if image.shape[-1] in (2, 4):
+    image = image[..., :-1]
+  if image.shape[-1] == channels:
+    return image
+  if channels == 3:
+    return np.repeat(image, 3, axis=-1)
+  red, green, blue = np.moveaxis(image.astype(np.uint32), -1, 0)
+  # PIL's integer form of the ITU-R 601 luma
+  grey = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+  return grey.astype(np.uint8)[..., None]
+
+
+def _jpeg(
+  record: bytes, channels: int, canvas: tuple[int, int]
+) -> np.ndarray | None:
+  """The fast way for a sound grey or colour JPEG; None for all the rest."""
+  if record[:2] != b'\xff\xd8':
+    return None
+  import simplejpeg
+
+  try:
+    h, w, space, _ = simplejpeg.decode_jpeg_header(record)
+    if space not in ('Gray', 'YCbCr', 'RGB'):
+      return None
+    # The decoder shrinks by eighths, and saves time so; _fit does the rest.
+    scale = _scale(h, w, canvas)
+    return simplejpeg.decode_jpeg(
+      record,
+      'GRAY' if channels == 1 else 'RGB',
+      min_height=math.ceil(h * scale),
+      min_width=math.ceil(w * scale),
+    )
+  except ValueError:  # damaged or merely odd: PIL decides which
+    return None
+
+
+def _any_format(record: bytes, channels: int) -> np.ndarray:
+  from PIL import Image
+
+  try:
+    with Image.open(io.BytesIO(record)) as image:
+      if image.mode.startswith('I'):  # PIL would clip 16 bits, not scale them
+        wide = np.asarray(image).astype(np.int64) >> 8
+        return with_channels(wide.clip(0, 255).astype(np.uint8), channels)
+      if 'transparency' in image.info:  # else PIL warns of a palette's alpha
+        image = image.convert('RGBA')
+      return with_channels(
+        np.asarray(image.convert('L' if channels == 1 else 'RGB')), channels
+      )
+  except Exception as error:  # PIL's decoders raise whatever they like
+    raise Unreadable(error) from error
+
+
+def _scale(h: int, w: int, canvas: tuple[int, int]) -> float:
+  """The factor (at most 1) by which an h x w image is shrunk."""
+  fits = min(canvas[0] / h, canvas[1] / w)
+  floor = min(canvas) / 2 / min(h, w)
+  return min(1.0, max(fits, floor))
+
+
+def _fit(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+  h, w, channels = image.shape
+  if h <= canvas[0] and w <= canvas[1]:
+    return image
+  from PIL import Image
+
+  scale = _scale(h, w, canvas)
+  whole_h, whole_w = max(1, round(h * scale)), max(1, round(w * scale))
+  new_h, new_w = min(canvas[0], whole_h), min(canvas[1], whole_w)
+  kept_h = h * new_h / whole_h
+  kept_w = w * new_w / whole_w
+  top, left = (h - kept_h) // 2, (w - kept_w) // 2
+  pixels = Image.fromarray(image[..., 0] if channels == 1 else image)
+  small = pixels.resize(
+    (new_w, new_h),
+    Image.Resampling.BICUBIC,
+    box=(left, top, left + kept_w, top + kept_h),
+    reducing_gap=2.0,
+  )
+  return np.asarray(small).reshape(new_h, new_w, channels)

@@ -1,0 +1,295 @@
+"""Batches as a pure function of (seed, step), and threads that read ahead."""
+
+import collections
+import concurrent.futures
+import itertools
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from esvit_jax.data.decode import Unreadable
+from esvit_jax.data.source import Source
+from esvit_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+_ROWS_PER_TASK = 16
+_AHEAD = 2  # batches in flight: one being read while one waits
+
+
+class Pipeline:
+  """`pipeline[step]` is this process's part of the batch of that step.
+
+  The stream of images is one shuffle of the source after another, so each
+  image comes exactly once in every len(source) consecutive rows. Process r of
+  n holds the r-th block of B/n rows of the global batch: the blocks put one
+  after another are, row for row, the batch of a single process.
+
+  A batch holds image u8[b,H,W,C] (top-left on the canvas, the rest zero), size
+  i32[b,2] (valid height and width), label i32[b] (-1: none), index i32[b]. An
+  unreadable image is replaced by the next readable one of the source.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    seed: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int | None = None,
+    max_corrupt: float = 0.01,
+    corrupt_log: str | os.PathLike | None = None,
+  ):
+    """Opens the pipeline; nothing is read yet.
+
+    Args:
+      source: the images.
+      seed: of the shuffles, at least 0.
+      batch_size: rows of the global batch, a multiple of process_count.
+      process_index, process_count: which part of each batch is ours.
+      workers: reading threads; None takes one per core, at most 16.
+      max_corrupt: share of the source that may be unreadable.
+      corrupt_log: file that names each unreadable image once.
+
+    Raises:
+      UserError: the processes can't share the batch equally.
+    """
+    # grain orders positions only; reading stays ours, so that a corrupt image
+    # can be replaced and the rows of one batch are read by several threads.
+    import grain
+
+    rows = _local_rows(batch_size, process_count)
+    self._reader = _Reader(source, max_corrupt, corrupt_log, substitute=True)
+    self._workers = workers
+    self._order = (
+      grain.MapDataset.range(len(source))
+      .seed(seed)
+      .shuffle()
+      .repeat()
+      .batch(rows)[process_index::process_count]
+    )
+
+  def __getitem__(self, step: int) -> Batch:
+    """The batch of any step, without the steps before it."""
+    indices = self._order[step]
+    batch = self._reader.empty(len(indices))
+    self._reader.fill(batch, indices, range(len(indices)))
+    return batch
+
+  def iterate(self, start_step: int = 0) -> 'Feed':
+    """The batches of start_step, start_step + 1, ... read ahead by threads."""
+    orders = (self._order[step] for step in itertools.count(start_step))
+    return Feed(self._reader, orders, self._workers)
+
+  @property
+  def corrupt_count(self) -> int:
+    """Distinct images this process has found unreadable so far."""
+    return len(self._reader.corrupt)
+
+
+def epoch(
+  source: Source,
+  batch_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  workers: int | None = None,
+  max_corrupt: float = 0.01,
+  corrupt_log: str | os.PathLike | None = None,
+) -> 'Feed':
+  """Each image once, in the order of the source: for evaluation.
+
+  Takes what Pipeline takes. Every process yields the same number of batches of
+  the same shape; each has a further `mask` bool[b], False (and index -1) where
+  a row only pads the last batch, False where its image is unreadable.
+  """
+  rows = _local_rows(batch_size, process_count)
+  reader = _Reader(source, max_corrupt, corrupt_log, substitute=False)
+
+  def orders() -> Iterator[np.ndarray]:
+    for start in range(0, len(source), batch_size):
+      first = start + process_index * rows
+      indices = np.arange(first, first + rows)
+      yield np.where(indices < len(source), indices, -1)
+
+  return Feed(reader, orders(), workers)
+
+
+class Feed:
+  """Iterates over batches that threads read ahead; a context manager.
+
+  Attributes:
+    waited: seconds the consumer has spent in next() so far.
+  """
+
+  def __init__(
+    self,
+    reader: '_Reader',
+    orders: Iterator[np.ndarray],
+    workers: int | None,
+  ):
+    self.waited = 0.0
+    self._reader = reader
+    self._orders = orders
+    # Threads are enough: decoders and copies release the interpreter's lock.
+    self._pool = concurrent.futures.ThreadPoolExecutor(
+      workers or min(16, os.cpu_count() or 1), 'read-images'
+    )
+    self._ahead = collections.deque()
+
+  def __iter__(self) -> 'Feed':
+    return self
+
+  def __next__(self) -> Batch:
+    start = time.perf_counter()
+    try:
+      while len(self._ahead) <= _AHEAD:
+        indices = next(self._orders, None)
+        if indices is None:
+          break
+        self._ahead.append(self._begin(indices))
+      if not self._ahead:
+        raise StopIteration
+      batch, tasks = self._ahead.popleft()
+      for task in tasks:
+        task.result()
+    except BaseException:
+      self.close()
+      raise
+    self.waited += time.perf_counter() - start
+    return batch
+
+  def __enter__(self) -> 'Feed':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Stops the threads; what was read ahead is dropped."""
+    self._pool.shutdown(cancel_futures=True)
+    self._ahead.clear()
+    self._orders = iter(())
+
+  def _begin(
+    self, indices: np.ndarray
+  ) -> tuple[Batch, list[concurrent.futures.Future]]:
+    rows = len(indices)
+    batch = self._reader.empty(rows)
+    tasks = [
+      self._pool.submit(
+        self._reader.fill,
+        batch,
+        indices,
+        range(first, min(first + _ROWS_PER_TASK, rows)),
+      )
+      for first in range(0, rows, _ROWS_PER_TASK)
+    ]
+    return batch, tasks
+
+
+class _Reader:
+  """Fills batches from a source; knows which of its images are corrupt."""
+
+  def __init__(
+    self,
+    source: Source,
+    max_corrupt: float,
+    corrupt_log: str | os.PathLike | None,
+    substitute: bool,
+  ):
+    self.corrupt: set[int] = set()
+    self._source = source
+    self._share = max_corrupt
+    # A handful is no reason to stop, however small the set; half of it is.
+    few = min(5, len(source) // 4) if max_corrupt else 0
+    allowed = max(int(max_corrupt * len(source)), few)
+    self._allowed = min(allowed, len(source) - 1)
+    self._log = pathlib.Path(corrupt_log) if corrupt_log else None
+    self._substitute = substitute
+    self._lock = threading.Lock()
+
+  def empty(self, rows: int) -> Batch:
+    """A batch of nothing but padding."""
+    shape = (rows, *self._source.canvas, self._source.channels)
+    batch = {
+      'image': np.zeros(shape, np.uint8),
+      'size': np.zeros((rows, 2), np.int32),
+      'label': np.full(rows, -1, np.int32),
+      'index': np.full(rows, -1, np.int32),
+    }
+    if not self._substitute:
+      batch['mask'] = np.zeros(rows, bool)
+    return batch
+
+  def fill(self, batch: Batch, indices: np.ndarray, rows: range) -> None:
+    """Reads the images of some rows into their place; -1 stays padding."""
+    for row in rows:
+      i = int(indices[row])
+      example = self._read(i) if i >= 0 else None
+      while example is None and self._substitute:
+        i = (i + 1) % len(self._source)
+        example = self._read(i)
+      if i < 0:
+        continue
+      batch['index'][row] = i
+      if example is None:
+        continue
+      h, w, _ = example['image'].shape
+      batch['image'][row, :h, :w] = example['image']
+      batch['size'][row] = h, w
+      batch['label'][row] = example['label']
+      if 'mask' in batch:
+        batch['mask'][row] = True
+
+  def _read(self, i: int) -> dict[str, Any] | None:
+    """Image i, or None where it is corrupt."""
+    if i in self.corrupt:
+      return None
+    try:
+      return self._source[i]
+    except Unreadable as error:
+      self._note(i, error)
+      return None
+
+  def _note(self, i: int, error: Unreadable) -> None:
+    """Counts and names a corrupt image; raises when there are too many."""
+    with self._lock:
+      if i in self.corrupt:
+        return
+      self.corrupt.add(i)
+      where = self._source.where(i)
+      if self._log:
+        self._append(where, error)
+      if len(self.corrupt) > self._allowed:
+        listed = f'; all are listed in {self._log}' if self._log else ''
+        raise UserError(
+          f'{self._source.name}: {len(self.corrupt)} of {len(self._source)} '
+          f'images are unreadable, more than the {self._allowed} that '
+          f'max_corrupt={self._share:g} allows. The last one: {where} '
+          f'({error}){listed}. Mend or remove them'
+        )
+
+  def _append(self, where: str, error: Unreadable) -> None:
+    """One line per image, also after a resume and with several processes."""
+    line = f'{where}\t'.encode(errors='backslashreplace')
+    self._log.parent.mkdir(parents=True, exist_ok=True)
+    with self._log.open('ab+') as file:
+      file.seek(0)
+      if line not in file.read():
+        file.write(line + f'{error}\n'.encode(errors='backslashreplace'))
+
+
+def _local_rows(batch_size: int, process_count: int) -> int:
+  rows, rest = divmod(batch_size, process_count)
+  if rest or not rows:
+    raise UserError(
+      f'batch_size {batch_size} does not divide among {process_count} '
+      'processes: use a multiple'
+    )
+  return rows

@@ -1,0 +1,92 @@
+"""What every set of images looks like to the rest of the program."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from esvit_jax.data import decode
+from esvit_jax.errors import UserError
+
+LONGEST_SIDE = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A random-access list of images, each of which fits the canvas.
+
+  Attributes:
+    name: for people.
+    split: the split it is.
+    count: number of images.
+    classes: the label's names, or None when there are no labels.
+    read: index -> (encoded bytes or u8[h,w,c], label or -1). Thread-safe.
+    where: index -> path or other name by which a person finds the image.
+    canvas: (height, width) in pixels that no image exceeds.
+    channels: 1 (grey) or 3 (RGB).
+  """
+
+  name: str
+  split: str
+  count: int
+  classes: Sequence[str] | None
+  read: Callable[[int], tuple[bytes | np.ndarray, int]]
+  where: Callable[[int], str]
+  canvas: tuple[int, int]
+  channels: int
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    """Image `i` as {'image': u8[h,w,C], 'label': int, 'index': i}.
+
+    Raises:
+      decode.Unreadable: its bytes are no image, or are not there.
+    """
+    if not 0 <= i < self.count:
+      raise IndexError(f'{self.name} has {self.count} images, not {i + 1}')
+    try:
+      record, label = self.read(i)
+    except OSError as error:
+      raise decode.Unreadable(error) from error
+    image = decode.decode(record, self.channels, self.canvas)
+    return {'image': image, 'label': label, 'index': i}
+
+  def examples(self, n: int = 3) -> list[str]:
+    """Where `n` images, spread evenly over the source, are to be found."""
+    return [self.where(i) for i in spread(self.count, n)]
+
+
+def spread(count: int, n: int) -> list[int]:
+  """At most `n` distinct indices, spread evenly over range(count)."""
+  return [k * count // n for k in range(n)] if n < count else [*range(count)]
+
+
+def fitting_canvas(
+  count: int, read: Callable[[int], tuple[bytes | np.ndarray, int]]
+) -> tuple[int, int]:
+  """The square canvas for a set whose config names none.
+
+  The longest side of 64 images, up to the next multiple of 32 and never more
+  than 512: a photograph of 500x375 stays as it is, a larger one of 4:3 keeps
+  384 pixels on its shorter side, and a set of thumbnails costs no more memory
+  than thumbnails do.
+  """
+  longest = 0
+  for i in spread(count, 64):
+    try:
+      longest = max(longest, *decode.size(read(i)[0]))
+    except (OSError, decode.Unreadable):
+      continue  # the pipeline counts and names it when its turn comes
+  side = min(-(-longest // 32) * 32 or LONGEST_SIDE, LONGEST_SIDE)
+  return side, side
+
+
+def require_split(what: str, split: str, splits: Sequence[str]) -> None:
+  """Raises a UserError that lists the splits unless `split` is one."""
+  if split not in splits:
+    raise UserError(
+      f'{what} has no split {split!r}: use one of {", ".join(splits)}'
+    )

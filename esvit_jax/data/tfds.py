@@ -1,0 +1,174 @@
+"""Sets that TensorFlow Datasets has prepared, read without TensorFlow."""
+
+import bisect
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from esvit_jax.data.decode import Unreadable
+from esvit_jax.data.source import Source, fitting_canvas
+from esvit_jax.data.tfrecord import TFRecords
+from esvit_jax.errors import UserError
+
+
+def open_split(
+  place: str,
+  split: str,
+  data_dir: str | None,
+  canvas: tuple[int, int] | None,
+  channels: int | None,
+) -> Source:
+  """Opens a prepared set, in the formats tfrecord and array_record.
+
+  Args:
+    place: 'name', 'name/config', either with ':version' behind; by default the
+      newest version of the only config that is prepared.
+    split: any split of tfds: 'train', 'train[10%:50%]', 'train+validation'.
+    data_dir: where tfds keeps its sets; None means $TFDS_DATA_DIR or
+      ~/tensorflow_datasets.
+    canvas: (height, width), or None to fit what the set holds.
+    channels: 1 or 3; None takes what the set says.
+
+  Raises:
+    UserError: the set is not prepared, damaged, or holds no images.
+  """
+  folder = _prepared(place, data_dir)
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder_from_directory(folder)
+  except Exception as error:  # whatever a damaged json makes tfds raise
+    reason = str(error).partition('\n')[0]
+    raise UserError(
+      f'cannot read the tfds set in {str(folder)!r}: {reason}'
+    ) from error
+  info = builder.info
+  title = f'tfds set {place!r}'
+  instructions = _instructions(title, info, split)
+  records = _records(title, builder, split, instructions)
+  # Of the features only the two we want are parsed.
+  wanted = _features(title, dict(info.features.items()))
+  features = tfds.features.FeaturesDict(wanted)
+  decoders = {'image': tfds.decode.SkipDecoding()}
+  ends = list(itertools.accumulate(each.take for each in instructions))
+
+  def where(i: int) -> str:
+    k = bisect.bisect_right(ends, i)
+    each = instructions[k]
+    return f'{each.filename}#{i - ends[k] + each.take + each.skip}'
+
+  def read(i: int) -> tuple[bytes | np.ndarray, int]:
+    try:
+      example = features.deserialize_example_np(records[i], decoders=decoders)
+      return example['image'], int(example.get('label', -1))
+    except Exception as error:  # protobuf and tfds each have their own
+      raise Unreadable(error) from error
+
+  return Source(
+    name=f'tfds {info.full_name}',
+    split=split,
+    count=len(records),
+    classes=getattr(wanted.get('label'), 'names', None),
+    read=read,
+    where=where,
+    canvas=canvas or fitting_canvas(len(records), read),
+    channels=channels or (1 if wanted['image'].shape[-1] == 1 else 3),
+  )
+
+
+def _prepared(place: str, data_dir: str | None) -> pathlib.Path:
+  """The folder .../name[/config]/version that holds the set."""
+  place = place.rstrip('/')
+  root = pathlib.Path(
+    data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  ).expanduser()
+  name, _, version = place.partition(':')
+  top = root / name
+  infos = itertools.chain.from_iterable(
+    top.glob(f'{depth}dataset_info.json') for depth in ('', '*/', '*/*/')
+  )
+  found = [info.parent for info in infos]
+  if version:
+    found = [folder for folder in found if folder.name == version]
+  if not name or not found:
+    raise UserError(_not_prepared(place, root))
+  configs = sorted({os.path.relpath(folder.parent, top) for folder in found})
+  if len(configs) > 1:
+    raise UserError(
+      f'tfds set {place!r} is prepared in several configs in {str(root)!r} '
+      f'({", ".join(configs)}): name one, as in tfds:{name}/{configs[0]}'
+    )
+  return max(found, key=lambda f: [int(n) for n in re.findall(r'\d+', f.name)])
+
+
+def _not_prepared(place: str, root: pathlib.Path) -> str:
+  name = place.partition(':')[0] or 'NAME'
+  if root.is_dir():
+    names = sorted(f.name for f in root.iterdir() if f.is_dir())
+    there = f'which holds: {", ".join(names[:8]) or "nothing"}'
+  else:
+    there = 'which does not exist'
+  return (
+    f'tfds set {place!r} is not prepared in {str(root)!r}, {there}. Set '
+    'data.data_dir, or prepare it once with TensorFlow installed: '
+    f'tfds build {name} --data_dir={root}'
+  )
+
+
+def _instructions(title: str, info: Any, split: str) -> Sequence[Any]:
+  """Which records of which files make up the split."""
+  splits = ', '.join(info.splits)
+  try:
+    chosen = info.splits[split]
+  except (ValueError, KeyError) as error:
+    raise UserError(
+      f'{title} has no split {split!r}: use one of {splits}, or a part such '
+      "as 'train[10%:50%]'"
+    ) from error
+  if chosen.num_examples < 1:
+    raise UserError(f'split {split!r} of {title} is empty (it has: {splits})')
+  for each in chosen.file_instructions:
+    if not os.path.exists(each.filename):
+      raise UserError(
+        f'{title} lacks {each.filename!r}: copy or prepare the set again'
+      )
+  return chosen.file_instructions
+
+
+def _records(
+  title: str, builder: Any, split: str, instructions: Sequence[Any]
+) -> Any:
+  """The split's records as undecoded bytes, by index."""
+  import tensorflow_datasets as tfds
+
+  formats = tfds.core.FileFormat
+  kind = builder.info.file_format
+  if kind is formats.TFRECORD:
+    return TFRecords(instructions)
+  if kind is formats.ARRAY_RECORD:
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    return builder.as_data_source(split, deserialize_method=raw)
+  # tfds' own reader of parquet returns the whole split for any part of it.
+  raise UserError(
+    f'{title} is stored as {kind.value}, which is not read here: prepare it '
+    'with --file_format=array_record'
+  )
+
+
+def _features(title: str, features: dict[str, Any]) -> dict[str, Any]:
+  """The features to parse: image and, if the set has one number, label."""
+  image = features.get('image')
+  if image is None or image.np_dtype not in (np.uint8, np.uint16):
+    raise UserError(
+      f"{title} has no feature 'image' of whole numbers; it has: "
+      f'{", ".join(features)}'
+    )
+  label = features.get('label')
+  if label is None or label.shape != ():
+    return {'image': image}
+  return {'image': image, 'label': label}

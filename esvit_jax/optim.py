@@ -1,0 +1,327 @@
+"""Schedules per step, and optimisers composed from optax.
+
+  gradients -> clip -> [frozen first? -> direction + decay -> -lr] -> scale
+
+The bracket runs once for each group of parameters that thaw together.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from esvit_jax.errors import UserError
+
+Tree = Any
+Schedule = Callable[[jax.Array], jax.Array]
+
+DEFAULTS = {
+  'name': 'adamw',  # or 'sgd', 'lars'
+  'b1': 0.9,
+  'b2': 0.999,
+  'eps': 1e-8,
+  'momentum': 0.9,  # sgd, lars
+  'trust': 0.001,  # lars: step length over parameter length
+  'clip': None,  # longest gradient
+  'clip_mode': 'tensor',  # each tensor's own length; or 'global'
+  'freeze': {},  # pattern of a path: steps it waits, None for ever
+  'scale': {},  # pattern of a path: factor of its learning rate
+}
+
+
+def cosine(
+  base: float, final: float, total_steps: int, warmup_steps: int = 0
+) -> Schedule:
+  """Linear warm-up from 0, then half a cosine from `base` towards `final`.
+
+  As published, `base` comes twice (the warm-up ends on it, the cosine starts
+  on it) and `final` is approached, never reached. The last value holds on.
+
+  Args:
+    base: value at the top.
+    final: value the cosine heads for.
+    total_steps: steps of the run, warm-up included.
+    warmup_steps: steps from 0 to `base`, both included.
+
+  Returns:
+    step -> f32[].
+
+  Raises:
+    UserError: the warm-up is longer than the run.
+  """
+  if warmup_steps > total_steps:
+    raise UserError(
+      f'warm-up of {warmup_steps} steps in a run of {total_steps}: shorten '
+      'the warm-up or train for longer'
+    )
+  cosine_steps = max(total_steps - warmup_steps, 1)
+
+  def schedule(step):
+    step = jnp.clip(step, 0, max(total_steps - 1, 0))
+    rising = base * step / max(warmup_steps - 1, 1)
+    phase = jnp.pi * (step - warmup_steps) / cosine_steps
+    falling = final + 0.5 * (base - final) * (1 + jnp.cos(phase))
+    return jnp.where(step < warmup_steps, rising, falling)
+
+  return schedule
+
+
+def teacher_temperature(
+  warm: float,
+  final: float,
+  warm_epochs: int,
+  steps_per_epoch: int,
+  total_epochs: int,
+) -> Schedule:
+  """Linear in whole epochs from `warm` to `final`, then constant.
+
+  Args:
+    warm: temperature of the first epoch.
+    final: temperature of epoch `warm_epochs - 1` and all later ones.
+    warm_epochs: epochs that the rise takes.
+    steps_per_epoch: steps.
+    total_epochs: epochs of the run.
+
+  Returns:
+    step -> f32[].
+
+  Raises:
+    UserError: the rise is longer than the run.
+  """
+  if warm_epochs > total_epochs:
+    raise UserError(
+      f'teacher temperature warms up for {warm_epochs} epochs in a run of '
+      f'{total_epochs}: shorten it or train for longer'
+    )
+
+  def schedule(step):
+    epoch = step // steps_per_epoch
+    rising = warm + (final - warm) * epoch / max(warm_epochs - 1, 1)
+    return jnp.where(epoch < warm_epochs, rising, final)
+
+  return schedule
+
+
+def build(
+  config: Mapping, params: Tree, lr: Schedule, weight_decay: Schedule
+) -> optax.GradientTransformation:
+  """The optimiser that a config describes.
+
+  Paths in `freeze` and `scale` are 'module/name'; a pattern is searched for
+  anywhere in a path and the first that is found counts.
+
+  Args:
+    config: some of the fields of `DEFAULTS`.
+    params: the parameters, or their shapes.
+    lr: step -> learning rate.
+    weight_decay: step -> decay of matrices; vectors and biases have none.
+
+  Returns:
+    A transformation whose state holds arrays and named tuples only.
+
+  Raises:
+    UserError: unknown field or name, a pattern that finds no parameter.
+  """
+  c = _checked(config)
+  waits = _first_found('freeze', c['freeze'], params, default=0)
+  factors = _first_found('scale', c['scale'], params, default=1.0)
+
+  parts = []
+  if c['clip']:
+    # Before the freeze, as published.
+    parts.append(_clip(c['clip'], c['clip_mode']))
+  groups = {
+    _label(wait): _after(wait, c, lr, weight_decay)
+    for wait in jax.tree.leaves(waits)
+  }
+  if set(groups) == {_label(0)}:
+    parts.append(groups[_label(0)])
+  else:
+    parts.append(optax.partition(groups, jax.tree.map(_label, waits)))
+  if c['scale']:
+    parts.append(
+      optax.stateless(
+        lambda updates, _: jax.tree.map(jnp.multiply, factors, updates)
+      )
+    )
+  return optax.chain(*parts)
+
+
+def from_config(
+  config, batch_size: int, horizon, params: Tree, first_step: int = 0
+) -> tuple[optax.GradientTransformation, Schedule]:
+  """The optimiser of a pre-training run.
+
+  Args:
+    config: section `optim` of configs/common.
+    batch_size: images per step.
+    horizon: length of the run: `steps` and `steps_per_epoch`.
+    params: the parameters, or their shapes.
+    first_step: where in the schedules the optimiser starts.
+
+  Returns:
+    The transformation, and step of the run -> learning rate.
+
+  Raises:
+    UserError: as `build` and `cosine`.
+  """
+  epoch = horizon.steps_per_epoch
+  lr = cosine(
+    config.lr * batch_size / 256,
+    config.min_lr,
+    horizon.steps,
+    round(config.warmup_epochs * epoch),
+  )
+  decay = cosine(config.weight_decay, config.weight_decay_end, horizon.steps)
+  frozen = round(config.freeze_last_layer_epochs * epoch) - first_step
+  fields = {k: config[k] for k in DEFAULTS if k in config}
+  if frozen > 0:
+    fields['freeze'] = {**fields.get('freeze', {}), 'last_layer': frozen}
+  tx = build(
+    fields,
+    params,
+    lambda count: lr(count + first_step),
+    lambda count: decay(count + first_step),
+  )
+  return tx, lr
+
+
+def summary(config: Mapping, params: Tree) -> dict[str, int]:
+  """Counts scalars by what the optimiser does with them.
+
+  Args:
+    config: as for `build`.
+    params: the parameters, or their shapes.
+
+  Returns:
+    'decayed' and 'undecayed' make up all that is trained, 'waiting' is the
+    part of it that is frozen at first; 'frozen' is never trained.
+  """
+  c = _checked(config)
+  waits = _first_found('freeze', c['freeze'], params, default=0)
+  counts = dict.fromkeys(('decayed', 'undecayed', 'waiting', 'frozen'), 0)
+  for x, decayed, wait in zip(
+    *map(jax.tree.leaves, (params, _decayed(params), waits))
+  ):
+    size = math.prod(x.shape)
+    if wait == math.inf:
+      counts['frozen'] += size
+    else:
+      counts['decayed' if decayed else 'undecayed'] += size
+      counts['waiting'] += size if wait else 0
+  return counts
+
+
+def _after(wait, c, lr, weight_decay) -> optax.GradientTransformation:
+  """The optimiser of parameters that stand still for `wait` steps.
+
+  As published, waiting tensors have no moments, no decay and no step count:
+  once they start, Adam's bias correction starts from 1 too, while learning
+  rate and decay are those of the run.
+  """
+  if wait == math.inf:
+    return optax.set_to_zero()
+  tx = optax.chain(
+    *_direction(c, lambda count: weight_decay(count + wait)),
+    optax.scale_by_learning_rate(lambda count: lr(count + wait)),
+  )
+  if wait:
+    tx = optax.transforms.conditionally_mask(tx, lambda step: step >= wait)
+  return tx
+
+
+def _direction(c, weight_decay) -> list[optax.GradientTransformation]:
+  """What to do with a gradient before the learning rate."""
+  decay = optax.add_decayed_weights(weight_decay, _decayed)
+  if c['name'] == 'adamw':
+    return [optax.scale_by_adam(c['b1'], c['b2'], c['eps']), decay]
+  momentum = optax.trace(c['momentum'])
+  if c['name'] == 'sgd':
+    return [decay, momentum]
+  # Vectors take plain steps. The learning rate comes after the momentum,
+  # unlike in optax.lars, so its schedule does not reach back.
+  trust = optax.masked(
+    optax.scale_by_trust_ratio(trust_coefficient=c['trust']),
+    lambda params: jax.tree.map(lambda x: x.ndim != 1, params),
+  )
+  return [decay, trust, momentum]
+
+
+def _clip(limit: float, mode: str) -> optax.GradientTransformation:
+  """Shortens gradients to `limit`, each tensor alone or all as one vector."""
+  if mode == 'global':
+    return optax.clip_by_global_norm(limit)
+
+  def shorten(g):
+    norm = jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32))))
+    return g * jnp.minimum(1, limit / (norm + 1e-6)).astype(g.dtype)
+
+  return optax.stateless(lambda grads, _: jax.tree.map(shorten, grads))
+
+
+def _decayed(params: Tree) -> Tree:
+  """True for what weight decay pulls: all but vectors and biases.
+
+  So position tables, tokens and the prototypes' lengths decay, as published.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x.ndim >= 2 and _path(path).split('/')[-1] != 'bias',
+    params,
+  )
+
+
+def _first_found(field: str, patterns: Mapping, params: Tree, default) -> Tree:
+  """For each parameter the value of the first pattern its path has."""
+  paths = jax.tree.leaves(
+    jax.tree_util.tree_map_with_path(lambda path, _: _path(path), params)
+  )
+  for pattern in patterns:
+    if not any(re.search(pattern, path) for path in paths):
+      raise UserError(
+        f"optim.{field}: no parameter has '{pattern}' in its path; paths "
+        f'look like {paths[-1]}'
+      )
+
+  def value(path, _):
+    found = (
+      value
+      for pattern, value in patterns.items()
+      if re.search(pattern, _path(path))
+    )
+    value = next(found, default)
+    return math.inf if value is None else value
+
+  return jax.tree_util.tree_map_with_path(value, params)
+
+
+def _checked(config: Mapping) -> dict:
+  """`config` over the defaults, or a line saying what is wrong with it."""
+  for field in config:
+    _known('field', field, DEFAULTS)
+  c = DEFAULTS | dict(config)
+  _known('name', c['name'], ('adamw', 'sgd', 'lars'))
+  _known('clip_mode', c['clip_mode'], ('tensor', 'global'))
+  return c
+
+
+def _known(what: str, word: str, choices) -> None:
+  if word not in choices:
+    close = difflib.get_close_matches(str(word), choices, 1)
+    hint = f"did you mean '{close[0]}'?" if close else 'choose one of those'
+    raise UserError(
+      f"optim has no {what} '{word}' ({', '.join(choices)}): {hint}"
+    )
+
+
+def _path(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def _label(wait: float) -> str:
+  """A group's name in the optimiser's state."""
+  return 'frozen' if wait == math.inf else f'after_{wait}'

@@ -1,0 +1,169 @@
+"""Colour jitter, greyscale, blur and solarise with PIL's arithmetic.
+
+Images are float32 [C, h, w] holding whole grey levels 0..255, before and
+after each operation, since PIL keeps bytes. Nothing here gathers or branches:
+what was not drawn is done with a neutral number, so vmap costs nothing extra.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from esvit_jax import crops
+
+
+def luma(image: jax.Array) -> jax.Array:
+  """Grey image f32[1, h, w]: ITU-R 601, PIL's 'L'; the mean if not RGB."""
+  if image.shape[0] == 3:
+    r, g, b = image
+    weighted = 19595.0 * r + 38470.0 * g + 7471.0 * b  # exact below 2**24
+    return jnp.floor((weighted + 32768.0) / 65536.0)[None]
+  return jnp.floor(jnp.mean(image, axis=0, keepdims=True) + 0.5)
+
+
+def grayscale(image: jax.Array, apply: jax.Array) -> jax.Array:
+  """Replaces all channels by the grey image where `apply` (bool[]) holds."""
+  grey = jnp.broadcast_to(luma(image), image.shape)
+  return jnp.where(apply, grey, image)
+
+
+def solarize(
+  image: jax.Array, apply: jax.Array, threshold: jax.Array | float = 128.0
+) -> jax.Array:
+  """Inverts pixels at or above the threshold where `apply` (bool[]) holds."""
+  return jnp.where(apply & (image >= threshold), 255.0 - image, image)
+
+
+def blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
+  """PIL's blend: factor 0 gives `other`, 1 the image; the fraction is cut."""
+  return jnp.floor(jnp.clip(other + factor * (image - other), 0.0, 255.0))
+
+
+def shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
+  """Turns the hue of an RGB image through PIL's byte-valued HSV.
+
+  Args:
+    image: f32[3, h, w].
+    shift: turn in bytes, 255 to the circle, a whole number, f32[].
+
+  Returns:
+    f32[3, h, w].
+  """
+  r, g, b = image
+  value = jnp.maximum(jnp.maximum(r, g), b)
+  chroma = value - jnp.minimum(jnp.minimum(r, g), b)
+  red, green = r == value, g == value
+  lead = jnp.where(red, g - b, jnp.where(green, b - r, r - g))
+  start = jnp.where(red, 0.0, jnp.where(green, 85.0, 170.0))
+  # Levels are whole, so the least divisor of 1 only ever replaces 0.
+  hue = start + 42.5 * lead / jnp.maximum(chroma, 1.0)
+  hue = jnp.floor(jnp.where(hue < 0.0, hue + 255.0, hue)) + shift
+  # Bytes wrap at 256 although the circle has 255 steps: PIL's way.
+  hue = jnp.where(hue < 0.0, hue + 256.0, hue)
+  hue = jnp.where(hue >= 256.0, hue - 256.0, hue)
+  saturation = jnp.floor(255.0 * chroma / jnp.maximum(value, 1.0)) / 255.0
+  # One formula for the six sectors: each channel dips below the value in
+  # turn. Channels stay one array, as stacking planes spoils XLA's CPU loops.
+  turn = jnp.asarray([5.0, 3.0, 1.0])[:, None, None]
+  k = hue[None] * (6.0 / 255.0) + turn  # C h w
+  k = jnp.where(k >= 6.0, k - 6.0, k)
+  dip = jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
+  return jnp.floor(value[None] * (1.0 - saturation[None] * dip) + 0.5)
+
+
+def color_jitter(
+  image: jax.Array,
+  factors: jax.Array,
+  shift: jax.Array,
+  turn: jax.Array,
+  when: jax.Array,
+  *,
+  hue: bool = True,
+) -> jax.Array:
+  """Brightness, contrast, saturation and hue in any order.
+
+  Only contrast looks at the whole image. So pixel-wise work is done in two
+  sweeps, before and after contrast, in each of which an operation whose time
+  lies elsewhere gets the neutral factor: no branches, no 24 orders.
+
+  Args:
+    image: f32[C, h, w]. Saturation and hue are skipped unless C is 3.
+    factors: brightness, contrast, saturation, f32[3]; 1 changes nothing.
+    shift: hue shift in bytes, whole, f32[].
+    turn: whether hue is touched at all (HSV bytes lose a little), bool[].
+    when: f32[4], the operations happen in the order of these numbers.
+    hue: static, False leaves the hue code out.
+
+  Returns:
+    f32[C, h, w].
+  """
+  brightness, contrast, saturation = factors
+  bright_at, contrast_at, saturate_at, hue_at = when
+
+  def tone(image, start, end):
+    """Brightness and saturation, those with start <= time < end."""
+    saturate_first = saturate_at < bright_at
+    for saturate in (saturate_first, ~saturate_first):
+      at = jnp.where(saturate, saturate_at, bright_at)
+      factor = jnp.where(saturate, saturation, brightness)
+      factor = jnp.where((start <= at) & (at < end), factor, 1.0)
+      image = blend(image, jnp.where(saturate, luma(image), 0.0), factor)
+    return image
+
+  def sweep(image, start, end):
+    if image.shape[0] != 3:
+      inside = (start <= bright_at) & (bright_at < end)
+      return blend(image, 0.0, jnp.where(inside, brightness, 1.0))
+    if not hue:
+      return tone(image, start, end)
+    image = tone(image, start, jnp.minimum(end, hue_at))
+    now = turn & (start <= hue_at) & (hue_at < end)
+    image = jnp.where(now, shift_hue(image, shift), image)
+    return tone(image, jnp.maximum(start, hue_at), end)
+
+  image = sweep(image, -jnp.inf, contrast_at)
+  mean = jnp.floor(jnp.mean(luma(image)) + 0.5)
+  image = blend(image, mean, contrast)
+  return sweep(image, contrast_at, jnp.inf)
+
+
+def box_radius(sigma, sqrt=math.sqrt, floor=math.floor):
+  """Radius of the extended box whose third power PIL calls Gaussian.
+
+  Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended
+  box filtering", equations 7, 11 and 14.
+  """
+  variance = sigma * sigma / 3.0
+  whole = floor((sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
+  part = (2 * whole + 1) * (whole * (whole + 1) - 3.0 * variance)
+  return whole + part / (6.0 * (variance - (whole + 1) * (whole + 1)))
+
+
+def blur_matrix(sigma: jax.Array, n: int, max_sigma: float) -> jax.Array:
+  """PIL's GaussianBlur of one axis: three extended boxes, edges repeated.
+
+  Args:
+    sigma: PIL's radius, f32[]; 0 gives the identity.
+    n: number of pixels.
+    max_sigma: static upper bound of sigma.
+
+  Returns:
+    Weights f32[n, n].
+  """
+  radius = box_radius(sigma, jnp.sqrt, jnp.floor)
+  reach = math.floor(box_radius(max_sigma)) + 1
+  matrix = jnp.eye(n)
+  for _ in range(3):
+    padded = jnp.pad(matrix, ((reach, reach), (0, 0)), mode='edge')
+    matrix = sum(
+      jnp.clip(radius + 1.0 - abs(d), 0.0, 1.0) * padded[reach + d :][:n]
+      for d in range(-reach, reach + 1)
+    ) / (2.0 * radius + 1.0)
+  return matrix
+
+
+def blur(image: jax.Array, sigma: jax.Array, max_sigma: float) -> jax.Array:
+  """Blurs a square image f32[C, s, s] as PIL's GaussianBlur(sigma) does."""
+  matrix = blur_matrix(sigma, image.shape[-1], max_sigma)
+  return crops.separable(image, matrix, matrix)

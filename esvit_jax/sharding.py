@@ -1,0 +1,111 @@
+"""Where arrays live: the mesh, three placements, global batches.
+
+All training code works on global arrays under `jit`; XLA inserts the one
+gradient all-reduce. Nothing else in the project knows how many devices or
+processes there are.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from esvit_jax.errors import UserError
+
+Tree = Any
+
+
+def initialize(
+  coordinator: str = '', processes: int = 0, process: int = -1
+) -> None:
+  """Joins a multi-process run; with no arguments, as pods and Slurm announce.
+
+  Args:
+    coordinator: host:port of process 0, or '' to detect it.
+    processes: number of processes, 0 to detect.
+    process: this one's index, -1 to detect.
+  """
+  try:
+    jax.distributed.initialize(
+      coordinator or None,
+      processes or None,
+      process if process >= 0 else None,
+    )
+  except (ValueError, RuntimeError) as e:
+    raise UserError(
+      f'could not join the other processes: {str(e).splitlines()[0]}; give '
+      '--coordinator=host:port --processes=N --process=I, or drop '
+      '--distributed to run alone'
+    ) from e
+
+
+def mesh() -> Mesh:
+  """All devices of all processes along one axis, `data`."""
+  return jax.make_mesh(
+    (jax.device_count(),), ('data',), axis_types=(AxisType.Auto,)
+  )
+
+
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+  """Raises UserError unless the batch splits evenly."""
+  shares = mesh.size * accumulate
+  if batch_size < 1 or batch_size % shares:
+    nearest = max(shares, batch_size // shares * shares)
+    parts = f' x accumulate {accumulate}' if accumulate > 1 else ''
+    raise UserError(
+      f'batch_size {batch_size} does not divide by {mesh.size} devices'
+      f'{parts}; the nearest that does is {nearest}'
+    )
+
+
+def data(mesh: Mesh) -> NamedSharding:
+  """The leading axis is split over devices."""
+  return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def fsdp(mesh: Mesh, tree: Tree, min_bytes: int = 2**20) -> Tree:
+  """Splits each large array along its largest axis that divides.
+
+  Args:
+    mesh: where.
+    tree: arrays or ShapeDtypeStructs.
+    min_bytes: smaller arrays stay whole; moving them costs more than they do.
+
+  Returns:
+    A tree of shardings.
+  """
+
+  def place(x):
+    axes = [i for i, n in enumerate(x.shape) if n % mesh.size == 0]
+    if x.size * x.dtype.itemsize < min_bytes or not axes:
+      return replicated(mesh)
+    axis = max(axes, key=lambda i: x.shape[i])
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))
+
+  return jax.tree.map(place, tree)
+
+
+def place(mesh: Mesh, tree: Tree, placement: str) -> Tree:
+  """Shardings of a state by name: 'replicated' or 'fsdp'."""
+  if placement == 'fsdp':
+    return fsdp(mesh, tree)
+  if placement == 'replicated':
+    return jax.tree.map(lambda _: replicated(mesh), tree)
+  raise UserError(
+    f"config.placement is '{placement}': it can be 'replicated' or 'fsdp'"
+  )
+
+
+def global_batch(mesh: Mesh, local: dict[str, np.ndarray]) -> dict:
+  """Global arrays of which this process holds the given rows."""
+  sharding = data(mesh)
+  return {
+    k: jax.make_array_from_process_local_data(sharding, v)
+    for k, v in local.items()
+  }

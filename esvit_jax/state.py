@@ -1,0 +1,166 @@
+"""What training carries from step to step, and the step itself.
+
+Everything here is a plain pytree and a pure function. A method (EsViT, MAE,
+SiT, ...) is a tuple of functions; the step that moves the state is shared:
+
+  keys -> views -> gradient of the loss -> optimiser -> EMA teacher
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Tree = Any
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+  """The whole of a run.
+
+  Attributes:
+    step: i32[], number of steps taken, skipped ones included.
+    params: what the optimiser trains.
+    teacher: a tree like `params` (its EMA), a frozen tree of any shape
+      (distillation), or None.
+    extra: what changes without gradients: centres, batch statistics.
+    opt_state: the optimiser's.
+  """
+
+  step: jax.Array
+  params: Tree
+  teacher: Tree
+  extra: Tree
+  opt_state: Tree
+
+
+class Horizon(NamedTuple):
+  """Length of a run, in steps."""
+
+  steps: int
+  steps_per_epoch: int
+
+  @property
+  def epochs(self) -> int:
+    """Whole epochs, the last perhaps begun only."""
+    return -(-self.steps // self.steps_per_epoch)
+
+
+class Loss(NamedTuple):
+  """value f32[]; extra: the next `TrainState.extra`; metrics: f32 scalars."""
+
+  value: jax.Array
+  extra: Tree
+  metrics: Metrics
+
+
+class Method(NamedTuple):
+  """A way to learn without labels, as functions.
+
+  Attributes:
+    init: key -> (params, teacher, extra).
+    views: (batch, keys[B]) -> Views, a dict of f32[B, V, h, w, C].
+    loss: (params, state, views, key) -> Loss. Gradients flow to `params`.
+    features: (params, stats, images f32[N, H, W, C]) -> Features of N images;
+      `stats` is `extra['student']` or `extra['teacher']`.
+    momentum: step -> EMA momentum, or None where the teacher stays as it is.
+    stages: the loss in pieces, for measuring only: name -> (state, views,
+      key, done) -> arrays, where `done` holds what the pieces before gave.
+  """
+
+  init: Callable
+  views: Callable
+  loss: Callable
+  features: Callable
+  momentum: Callable | None
+  stages: dict[str, Callable]
+
+
+def create(method: Method, tx: optax.GradientTransformation, key) -> TrainState:
+  """A fresh state."""
+  params, teacher, extra = method.init(key)
+  return TrainState(
+    jnp.zeros((), jnp.int32), params, teacher, extra, tx.init(params)
+  )
+
+
+def ema(average: Tree, new: Tree, momentum) -> Tree:
+  """momentum * average + (1 - momentum) * new, leaf by leaf."""
+  return jax.tree.map(
+    lambda a, n: (momentum * a + (1 - momentum) * n).astype(a.dtype),
+    average,
+    new,
+  )
+
+
+def make_train_step(
+  method: Method, tx: optax.GradientTransformation, accumulate: int = 1
+):
+  """The shared step.
+
+  Args:
+    method: what is learned.
+    tx: the optimiser.
+    accumulate: number of parts the batch is taken in, one after the other.
+      For losses that are means over images the result is that of the whole
+      batch; batch norm and contrastive negatives see one part at a time.
+
+  Returns:
+    (state, batch, key) -> (state, metrics), to be jitted. Randomness is a
+    function of (key, state.step) alone. A step whose loss or gradients are
+    not finite moves nothing but the step count and reports `skipped` = 1.
+  """
+
+  def loss_and_grads(state, batch, keys, key):
+    def objective(params):
+      loss = method.loss(params, state, method.views(batch, keys), key)
+      return loss.value, loss
+
+    grads, loss = jax.grad(objective, has_aux=True)(state.params)
+    return grads, loss.extra, {**loss.metrics, 'loss': loss.value}
+
+  def train_step(state: TrainState, batch, key) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(key, state.step)
+    views_key, loss_key = jax.random.split(key)
+    keys = jax.random.split(views_key, batch['image'].shape[0])
+
+    if accumulate == 1:
+      grads, extra, metrics = loss_and_grads(state, batch, keys, loss_key)
+    else:
+      parts = jax.tree.map(lambda x: _parts(x, accumulate), (batch, keys))
+      part_keys = jax.random.split(loss_key, accumulate)
+      # Every part starts from the same centres and statistics; these move
+      # linearly in the batch, so the mean of the parts is the whole's.
+      shapes = jax.eval_shape(loss_and_grads, state, batch, keys, loss_key)
+      total, _ = jax.lax.scan(
+        lambda sums, x: (
+          jax.tree.map(jnp.add, sums, loss_and_grads(state, *x[0], x[1])),
+          None,
+        ),
+        jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
+        (parts, part_keys),
+      )
+      grads, extra, metrics = jax.tree.map(lambda x: x / accumulate, total)
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    teacher = state.teacher
+    if method.momentum is not None:
+      teacher = ema(teacher, params, method.momentum(state.step))
+
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(grad_norm)
+    moved = TrainState(state.step, params, teacher, extra, opt_state)
+    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, state)
+    metrics |= {'grad_norm': grad_norm, 'skipped': 1.0 - finite}
+    return state._replace(step=state.step + 1), metrics
+
+  return train_step
+
+
+def _parts(x: jax.Array, n: int) -> jax.Array:
+  """[B, ...] -> [n, B/n, ...], striding, so that B/n stays sharded."""
+  x = x.reshape(x.shape[0] // n, n, *x.shape[1:])  # B/n n ...
+  return jnp.swapaxes(x, 0, 1)  # n B/n ...

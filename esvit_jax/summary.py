@@ -1,0 +1,111 @@
+"""What a run says before its first step and after its last."""
+
+import io
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+Say = Callable[[str], None]
+
+ROWS = {
+  'raw_pixels': 'raw pixels',
+  'random_init': 'random network',
+  'student': 'student',
+  'teacher': 'teacher',
+}
+
+
+def introduce(job, directory: str, resumed: int | None, say: Say) -> None:
+  """Data, model, plan: a few lines each."""
+  config, source = job.config, job.sources['train']
+  labels = 'no labels'
+  if source.classes:
+    names = ', '.join(str(c) for c in source.classes[:3])
+    labels = f'{len(source.classes)} labels ({names}, ...)'
+  height, width = source.canvas
+  say(
+    f'data   {source.name}: {len(source):,} images of up to '
+    f'{height}x{width}x{config.data.channels}, {labels}\n'
+    f'       such as {", ".join(map(str, source.examples(3)))}'
+  )
+  params = count(job.state.params)
+  backbone = count(job.state.params.get('backbone', {}))
+  views = ', '.join(
+    f'{g["count"]} {name} of {g["size"]} px ({r} regions)'
+    for (name, g), r in zip(config.views.items(), regions(job))
+  )
+  say(
+    f'model  {config.model.name}: {backbone / 1e6:.2f} M parameters, '
+    f'{params / 1e6:.2f} M with heads; {flops(job) / 1e9:.3g} GFLOP for one '
+    f'{config.views.globals.size} px view\n       views: {views}'
+  )
+  steps, per_epoch = job.horizon
+  devices = f'{job.mesh.size} {jax.devices()[0].device_kind}'
+  say(
+    f'plan   {steps:,} steps of {config.batch_size} images '
+    f'({steps / per_epoch:.1f} epochs) on {devices}'
+    + (f', from step {resumed}' if resumed else '')
+    + f'\n       checkpoints in {os.path.join(directory, "checkpoints")}'
+  )
+
+
+def conclude(job, directory: str, metrics, pictures: list, say: Say) -> None:
+  """The table of scores, where things lie, and what to do next."""
+  table = Table(box=box.SIMPLE_HEAD, title='top-1 accuracy, %')
+  table.add_column('features')
+  kinds = [k for k in ('knn', 'linear') if metrics.last(f'{k}/teacher')]
+  for kind in kinds:
+    table.add_column({'knn': 'k-NN', 'linear': 'linear'}[kind], justify='right')
+  for row, title in ROWS.items():
+    scores = [metrics.last(f'{kind}/{row}') for kind in kinds]
+    table.add_row(
+      title, *('-' if x is None else f'{x:.1f}' for x in scores)
+    )
+  if kinds:
+    say(_text(table))
+  say(f'metrics      {os.path.join(directory, "metrics.jsonl")}')
+  say(f'checkpoints  {os.path.join(directory, "checkpoints")}')
+  for picture in pictures:
+    say(f'picture      {picture}')
+  say(
+    'next         look at the pictures; then train on your own images:\n'
+    '             python -m main --config=configs/imagenette.py '
+    '--config.data.source=folder:YOUR_IMAGES --workdir=runs/mine'
+  )
+
+
+def count(tree) -> int:
+  """Number of scalars in a tree."""
+  return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def flops(job) -> float:
+  """Floating-point operations of the backbone on one global view."""
+  return _lowered(job, job.config.views.globals.size)[0]
+
+
+def regions(job) -> list[int]:
+  """Regions of a view, for each group of views."""
+  return [_lowered(job, g['size'])[1] for g in job.config.views.values()]
+
+
+def _lowered(job, size: int) -> tuple[float, int]:
+  image = jax.ShapeDtypeStruct(
+    (1, size, size, job.config.data.channels), jnp.float32
+  )
+  lowered = jax.jit(job.method.features).lower(
+    job.state.params, job.state.extra['student'], image
+  )
+  _, h, w, _ = lowered.out_info.grid.shape
+  return (lowered.cost_analysis() or {}).get('flops', 0.0), h * w
+
+
+def _text(table: Table) -> str:
+  console = Console(file=io.StringIO(), width=80)
+  console.print(table)
+  return console.file.getvalue().strip('\n')

@@ -1,0 +1,351 @@
+"""Pre-training, from a config to a finished run directory.
+
+  from esvit_jax import train
+  state = train.run(config, 'runs/quickstart')
+
+The story: check everything, claim the directory, restore or start, loop
+(data -> step -> report), judge, save. Randomness comes from (seed, step)
+alone, so the same call resumes bit for bit, on any number of devices.
+"""
+
+import contextlib
+import math
+import os
+import signal
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from esvit_jax import (
+  data,
+  methods,
+  optim,
+  sharding,
+  summary,
+  workdir,
+)
+from esvit_jax import state as state_lib
+from esvit_jax.checkpoint import Checkpoints, restore_parts
+from esvit_jax.errors import UserError
+from esvit_jax.metrics import Metrics, Progress, duration
+
+
+class Job(NamedTuple):
+  """A checked config, ready to run: nothing has been written yet.
+
+  Attributes:
+    config: as given.
+    mesh: of all devices.
+    sources: 'train' and 'test' (None without one).
+    horizon: length of the run.
+    method, tx: what is learned, and how.
+    schedules: name -> step -> value, for the metrics.
+    state: ShapeDtypeStructs of the TrainState, with their shardings.
+    batch: likewise of one global batch.
+  """
+
+  config: Any
+  mesh: jax.sharding.Mesh
+  sources: dict
+  horizon: state_lib.Horizon
+  method: state_lib.Method
+  tx: optax.GradientTransformation
+  schedules: dict
+  state: state_lib.TrainState
+  batch: dict
+
+  @property
+  def key(self):
+    return jax.random.key(self.config.seed)
+
+
+def run(config, directory: str, out=sys.stdout) -> state_lib.TrainState:
+  """Trains until the end of the config, or until asked to stop.
+
+  Args:
+    config: a ConfigDict as in configs/.
+    directory: of the run; an unfinished run found there goes on.
+    out: where to report.
+
+  Returns:
+    The last state.
+
+  Raises:
+    UserError: the config or the data cannot be run; nothing is written.
+  """
+  job = prepare(config)
+  first = jax.process_index() == 0
+  with contextlib.ExitStack() as stack:
+    if first:
+      stack.enter_context(workdir.claim(directory, config.to_dict()))
+    return _train(job, directory, out if first else None)
+
+
+def prepare(config) -> Job:
+  """Checks all that can be checked before the first image."""
+  mesh = sharding.mesh()
+  sharding.check_batch(config.batch_size, mesh, config.accumulate)
+  train = data.open_source(config.data, config.data.split)
+  test = None
+  if config.data.test_split:
+    test = data.open_source(config.data, config.data.test_split)
+  per_epoch = max(len(train) // config.batch_size, 1)
+  steps = config.steps or config.epochs * per_epoch
+  horizon = state_lib.Horizon(steps, per_epoch)
+  return plan(config, mesh, {'train': train, 'test': test}, horizon)
+
+
+def plan(config, mesh, sources, horizon) -> Job:
+  """The functions and shapes of a run."""
+  if config.method not in methods.METHODS:
+    raise UserError(
+      f"no method '{config.method}': choose one of "
+      f'{", ".join(methods.METHODS)}'
+    )
+  method = methods.METHODS[config.method](config, horizon, mesh.size)
+  params, _, _ = jax.eval_shape(method.init, jax.random.key(0))
+  c, steps = config.optim, horizon.steps
+  schedules = {
+    'lr': optim.cosine(
+      c.lr * config.batch_size / 256,
+      c.min_lr,
+      steps,
+      round(c.warmup_epochs * horizon.steps_per_epoch),
+    ),
+    'weight_decay': optim.cosine(c.weight_decay, c.weight_decay_end, steps),
+    'momentum': method.momentum or (lambda step: 1.0),
+  }
+  fields = {k: c[k] for k in optim.DEFAULTS if k in c}
+  frozen = c.freeze_last_layer_epochs * horizon.steps_per_epoch
+  if frozen:
+    fields['freeze'] = {'last_layer': frozen}
+  tx = optim.build(fields, params, schedules['lr'], schedules['weight_decay'])
+  state = jax.eval_shape(
+    lambda key: state_lib.create(method, tx, key), jax.random.key(0)
+  )
+  state = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    state,
+    sharding.place(mesh, state, config.placement),
+  )
+  height, width = sources['train'].canvas
+  B = config.batch_size
+  batch = {
+    'image': ((B, height, width, config.data.channels), jnp.uint8),
+    'size': ((B, 2), jnp.int32),
+    'label': ((B,), jnp.int32),
+    'index': ((B,), jnp.int32),
+  }
+  batch = {
+    k: jax.ShapeDtypeStruct(*v, sharding=sharding.data(mesh))
+    for k, v in batch.items()
+  }
+  job = Job(
+    config, mesh, sources, horizon, method, tx, schedules, state, batch
+  )
+  refuse_if_over(_least_memory(job), 'a train step needs at least')
+  return job
+
+
+def compile_step(job: Job):
+  """The compiled train step: (state, batch, key) -> (state, metrics).
+
+  Raises:
+    UserError: it needs more memory than a device has.
+  """
+  step = jax.jit(
+    state_lib.make_train_step(job.method, job.tx, job.config.accumulate),
+    donate_argnums=0,
+    out_shardings=(jax.tree.map(lambda x: x.sharding, job.state), None),
+  )
+  compiled = step.lower(job.state, job.batch, job.key).compile()
+  memory = compiled.memory_analysis()
+  if memory is not None:
+    refuse_if_over(
+      memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+      'a train step needs',
+    )
+  return compiled
+
+
+def create_state(job: Job) -> state_lib.TrainState:
+  """The state of step 0, placed."""
+  create = jax.jit(
+    lambda key: state_lib.create(job.method, job.tx, key),
+    out_shardings=jax.tree.map(lambda x: x.sharding, job.state),
+  )
+  return create(job.key)
+
+
+def start(job: Job) -> state_lib.TrainState:
+  """The state of step 0, or of another run's weights (config.init)."""
+  state, init = create_state(job), job.config.init
+  if init.checkpoint:
+    parts = restore_parts(
+      init.checkpoint,
+      ('params', 'teacher', 'extra'),
+      init.epoch * job.horizon.steps_per_epoch,
+    )
+    state = continue_from(state, parts)
+    step = jnp.int32(init.epoch * job.horizon.steps_per_epoch)
+    state = state._replace(step=jax.device_put(step, state.step.sharding))
+  elif init.epoch:
+    raise UserError(
+      f'this recipe adds the region task to a view-only run at epoch '
+      f'{init.epoch}: train that first (the config variant ..._view), then '
+      'pass --config.init.checkpoint=ITS_WORKDIR; or set '
+      '--config.init.epoch=0 to train both from the start'
+    )
+  return state
+
+
+def continue_from(state, parts: dict) -> state_lib.TrainState:
+  """`state` with another run's params, teacher and extra.
+
+  As published, a part that run lacks (the region head and its centre) stays
+  fresh, the optimiser starts from zero and the schedules go on.
+
+  Raises:
+    UserError: anything but the region task is missing or of another shape.
+  """
+
+  def merge(path, ours):
+    node = parts
+    try:
+      for key in path:
+        node = node[getattr(key, 'key', getattr(key, 'name', None))]
+    except (KeyError, TypeError):
+      name = jax.tree_util.keystr(path, simple=True, separator='.')
+      if 'head_dense' in name or 'center_grid' in name:
+        return ours
+      raise UserError(
+        f'{name} is not in that checkpoint: it is of another model'
+      ) from None
+    if np.shape(node) != ours.shape:
+      name = jax.tree_util.keystr(path, simple=True, separator='.')
+      raise UserError(
+        f'{name} is {list(np.shape(node))} in that checkpoint, '
+        f'{list(ours.shape)} here: it is of another model'
+      )
+    return jax.device_put(np.asarray(node, ours.dtype), ours.sharding)
+
+  merged = jax.tree_util.tree_map_with_path(
+    merge, {k: getattr(state, k) for k in parts}
+  )
+  return state._replace(**merged)
+
+
+def refuse_if_over(needed: int, what: str) -> None:
+  """Raises UserError where `needed` bytes are more than a device has."""
+  device = jax.local_devices()[0]
+  limit = (device.memory_stats() or {}).get('bytes_limit')
+  if limit is None:
+    # A CPU: its devices share the machine's memory.
+    limit = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    needed *= jax.local_device_count()
+  if needed > limit:
+    raise UserError(
+      f'{what} {needed / 2**30:.1f} GiB, there are {limit / 2**30:.1f} GiB: '
+      'take a smaller batch_size, a larger accumulate, --config.model.remat=1 '
+      "or --config.placement=fsdp"
+    )
+
+
+def _least_memory(job: Job) -> int:
+  """Bytes that one device holds for certain: state, gradients, views."""
+  config, share = job.config, job.mesh.size
+  state = sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves((job.state, job.state.params))
+  )
+  pixels = sum(g['count'] * g['size'] ** 2 for g in config.views.values())
+  views = 4 * pixels * config.data.channels * config.batch_size
+  canvas = math.prod(job.batch['image'].shape)
+  return state + (views // config.accumulate + canvas) // share
+
+
+def _train(job: Job, directory: str, out) -> state_lib.TrainState:
+  """Restores or starts, loops, judges and saves."""
+  config, steps = job.config, job.horizon.steps
+  checkpoints = Checkpoints(
+    os.path.join(directory, 'checkpoints'),
+    config.checkpoint.keep,
+    config.checkpoint.keep_every_epochs * job.horizon.steps_per_epoch,
+  )
+  resumed = checkpoints.latest()
+  state = start(job) if resumed is None else checkpoints.restore(job.state)
+  first = int(state.step)
+  metrics = Metrics(directory, first, config.tensorboard, out is not None)
+  progress = Progress(
+    steps, first, job.horizon.steps_per_epoch, config.batch_size, out
+  )
+  judge = Judge(job, directory)
+  summary.introduce(job, directory, resumed, progress.say)
+  try:
+    if resumed is None:
+      metrics.write(first, judge(state, at_start=True))
+      metrics.flush()
+    if first < steps:
+      state = _loop(job, state, judge, checkpoints, metrics, progress)
+  finally:
+    checkpoints.close()
+    metrics.close()
+  if int(state.step) < steps:
+    progress.say(
+      f'stopped at step {int(state.step)}: saved; the same command goes on '
+      'from there'
+    )
+  else:
+    summary.conclude(job, directory, metrics, progress.say)
+  return state
+
+
+def _loop(job, state, judge, checkpoints, metrics, progress):
+  """data -> step -> report, until the last step or a signal to stop."""
+  config, horizon = job.config, job.horizon
+  began = time.perf_counter()
+  step_fn = compile_step(job)
+  progress.say(f'compiled in {duration(time.perf_counter() - began)}')
+  log = Log(job, metrics, progress)
+  eval_every = round(config.eval.every_epochs * horizon.steps_per_epoch)
+  save_every = round(config.checkpoint.every_epochs * horizon.steps_per_epoch)
+  key, first = job.key, int(state.step)
+  pipeline = data.Pipeline(
+    job.sources['train'],
+    config.seed,
+    config.batch_size,
+    jax.process_index(),
+    jax.process_count(),
+    config.data.workers,
+    config.data.max_corrupt,
+    os.path.join(judge.directory, 'corrupt.txt'),
+  )
+  with stop_signals() as stopping, pipeline.iterate(first) as feed:
+    progress.restart(first)
+    for step in range(first, horizon.steps):
+      batch = sharding.global_batch(job.mesh, next(feed))
+      state, values = step_fn(state, batch, key)
+      log.receive(step + 1, values, feed.waited)
+      if log.bad_in_row >= config.max_bad_steps:
+        give_up(state, batch, judge.directory, checkpoints, log)
+      done, last = step + 1, step + 1 == horizon.steps
+      stop = stopping(done)
+      judged = {}
+      if last or (eval_every and done % eval_every == 0):
+        log.catch_up()
+        paused = time.perf_counter()
+        judged = judge(state, at_end=last)
+        metrics.write(done, judged)
+        progress.pause(time.perf_counter() - paused)
+      if last or stop or (save_every and done % save_every == 0):
+        log.catch_up()
+        metrics.flush()
+        checkpoints.save(state, judged)
+      if stop:
+        break
+  return state

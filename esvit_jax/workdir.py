@@ -1,0 +1,106 @@
+"""A run's directory: one run at a time, always of the same config.
+
+  config.json       what is run
+  metrics.jsonl     one JSON object a line
+  checkpoints/      numbered by step
+  pictures/         PNG files
+  corrupt.txt       images that could not be read
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+
+from esvit_jax.errors import UserError
+
+# Fields that say how to watch or place a run, not what it computes.
+FREE = (
+  'checkpoint.',
+  'eval.',
+  'data.workers',
+  'data.data_dir',
+  'log_every',
+  'placement',
+  'tensorboard',
+  'max_bad_steps',
+)
+
+
+def check(path: str, config: dict) -> None:
+  """Raises UserError where `path` holds a run of another config."""
+  file = os.path.join(path, 'config.json')
+  if os.path.exists(path) and not os.path.isdir(path):
+    raise UserError(f'--workdir={path} is a file; name a directory')
+  if not os.path.exists(file):
+    return
+  try:
+    with open(file, encoding='utf-8') as f:
+      theirs = flatten(json.load(f))
+  except (OSError, json.JSONDecodeError) as e:
+    raise UserError(f'cannot read {file} ({e}); choose another --workdir') from e
+  ours = flatten(json.loads(json.dumps(config)))
+  differ = [
+    f'{key}: {theirs.get(key)} there, {ours.get(key)} here'
+    for key in sorted(theirs.keys() | ours.keys())
+    if theirs.get(key) != ours.get(key) and not key.startswith(FREE)
+  ]
+  if differ:
+    more = f'; and {len(differ) - 6} more' if len(differ) > 6 else ''
+    raise UserError(
+      f'{path} holds a run of another config, so it cannot be resumed: '
+      f'{"; ".join(differ[:6])}{more}. Choose another --workdir'
+    )
+
+
+@contextlib.contextmanager
+def claim(path: str, config: dict):
+  """Holds `path` for this process; the lock goes with the process.
+
+  Args:
+    path: made if missing.
+    config: written to config.json.
+
+  Raises:
+    UserError: another process runs there, or it holds another config.
+  """
+  check(path, config)
+  try:
+    os.makedirs(path, exist_ok=True)
+    lock = open(os.path.join(path, '.lock'), 'a+')  # noqa: SIM115
+  except OSError as e:
+    raise UserError(
+      f'cannot write to --workdir={path}: {e.strerror}'
+    ) from e
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      lock.seek(0)
+      raise UserError(
+        f'{path} is in use by process {lock.read().strip() or "?"}; wait for '
+        'it to end, or choose another --workdir'
+      ) from e
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    write_json(os.path.join(path, 'config.json'), config)
+    yield path
+
+
+def write_json(path: str, value) -> None:
+  """Writes in one stroke: readers see the old file or the new one."""
+  with open(path + '.tmp', 'w', encoding='utf-8') as f:
+    json.dump(value, f, indent=2)
+  os.replace(path + '.tmp', path)
+
+
+def flatten(tree: dict, prefix: str = '') -> dict:
+  """{'a': {'b': 1}} -> {'a.b': 1}."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict) and value:
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat

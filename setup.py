@@ -1,0 +1,39 @@
+"""Packaging: `pip install -e ".[dev]"` sets everything up."""
+
+from setuptools import find_packages, setup
+
+setup(
+  name='esvit_jax',
+  version='0.1.0',
+  description='Self-supervised pre-training of efficient vision transformers',
+  long_description=open('README.md', encoding='utf-8').read(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=find_packages(include=['esvit_jax', 'esvit_jax.*']),
+  package_data={'esvit_jax.data': ['fashion_mnist.npz', '*NOTICE*']},
+  install_requires=[
+    'absl-py',
+    'array_record',
+    'clu>=0.0.12',
+    'einops',
+    'flax>=0.12',
+    'grain>=0.2.18',
+    'jax>=0.10.2',
+    'matplotlib',
+    'ml_collections>=1.1',
+    'numpy',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12.8',
+    'pillow',
+    'rich',
+    'simplejpeg',
+    'tensorflow-datasets>=4.9.10',
+  ],
+  extras_require={
+    'gpu': ['jax[cuda13]>=0.10.2'],
+    'tpu': ['jax[tpu]>=0.10.2'],
+    'tensorboard': ['tensorflow', 'tensorboard'],
+    'dev': ['pytest', 'pytest-xdist', 'ruff'],
+  },
+)
