@@ -9,6 +9,8 @@ everything here, and blur with greyscale up to rounding.
 
 import dataclasses
 import difflib
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -65,6 +67,10 @@ class Group:
   size: int
   views: tuple[View, ...]
 
+  @property
+  def count(self) -> int:
+    return len(self.views)
+
   def ever(self, field: str) -> bool:
     """Whether some view can use this operation; if not, it is left out."""
     return any(getattr(view, field) > 0 for view in self.views)
@@ -79,8 +85,8 @@ class Draw(NamedTuple):
     flip: bool[].
     factors: brightness, contrast, saturation f32[3]; 1 if not jittered.
     turn: whether hue is shifted, bool[].
-    shift: hue shift in 1/255 of the circle, whole, f32[].
-    when: order of brightness, contrast, saturation, hue: f32[4], ascending.
+    shift: hue shift in bytes (255 to the circle), whole, f32[].
+    order: of 0 brightness, 1 contrast, 2 saturation, 3 hue, i32[4].
     gray: bool[].
     sigma: blur radius, pixels, f32[]; 0 if not blurred.
     solarize: bool[].
@@ -93,7 +99,7 @@ class Draw(NamedTuple):
   factors: jax.Array
   turn: jax.Array
   shift: jax.Array
-  when: jax.Array
+  order: jax.Array
   gray: jax.Array
   sigma: jax.Array
   solarize: jax.Array
@@ -102,6 +108,7 @@ class Draw(NamedTuple):
 
 PAIRS = ('scale', 'ratio', 'blur_sigma')
 PROBABILITIES = ('bilinear', 'flip', 'jitter', 'gray', 'blur', 'solarize')
+FACTORS = ('brightness', 'contrast', 'saturation')
 
 
 def view_groups(config: Mapping[str, Mapping[str, Any]]) -> tuple[Group, ...]:
@@ -109,8 +116,8 @@ def view_groups(config: Mapping[str, Mapping[str, Any]]) -> tuple[Group, ...]:
 
   Args:
     config: group name -> settings: `size` (pixels), `count` (views, 1 if not
-      given) and fields of `View`. A value holds for all views of the group; a
-      tuple of `count` values gives one to each.
+      given) and fields of `View`. A value holds for all views of the group, a
+      sequence of `count` values gives one to each.
 
   Returns:
     One Group per entry, in order.
@@ -119,7 +126,7 @@ def view_groups(config: Mapping[str, Mapping[str, Any]]) -> tuple[Group, ...]:
     UserError: on an unknown field or a value that makes no sense.
   """
   if not len(config):
-    raise UserError("views: no groups given; name at least 'global'")
+    raise UserError("views: no groups; give at least one, say 'globals'")
   return tuple(_group(name, dict(config[name])) for name in config)
 
 
@@ -130,60 +137,53 @@ def _group(name: str, settings: dict[str, Any]) -> Group:
       close = difflib.get_close_matches(field, known, 1)
       hint = f"did you mean '{close[0]}'?" if close else f'known: {known}'
       raise UserError(f"views.{name}: unknown field '{field}'; {hint}")
-  for field in ('size', 'count'):
-    value = settings.setdefault(field, 1 if field == 'count' else None)
+  size, count = settings.get('size'), settings.get('count', 1)
+  for field, value in (('size', size), ('count', count)):
     if not isinstance(value, int) or value < 1:
       raise UserError(
         f'views.{name}.{field} is {value}; give a whole number of at least 1'
       )
-  count = settings['count']
-  columns = {
-    field: _per_view(name, field, settings.get(field, default), count)
-    for field, default in View._field_defaults.items()
-  }
-  views = (View(*row) for row in zip(*columns.values()))
-  return Group(name, settings['size'], tuple(views))
+  columns = (
+    _per_view(f'views.{name}.{field}', field, settings.get(field, usual), count)
+    for field, usual in View._field_defaults.items()
+  )
+  return Group(name, size, tuple(View(*row) for row in zip(*columns)))
 
 
-def _per_view(name: str, field: str, value: Any, count: int) -> tuple:
-  """One checked value per view."""
-  pair = field in PAIRS
-  shared = not isinstance(value, Sequence)
-  if pair and not shared:
-    shared = all(not isinstance(v, Sequence) for v in value)
-  values = (value,) * count if shared else tuple(value)
-  if len(values) != count:
+def _per_view(where: str, field: str, value: Any, count: int) -> tuple:
+  """One checked value per view, from one for all or a sequence."""
+  values = tuple(value) if isinstance(value, Sequence) else (value,)
+  if field in PAIRS and not any(isinstance(v, Sequence) for v in values):
+    values = (values,)
+  if len(values) not in (1, count):
     raise UserError(
-      f'views.{name}.{field} has {len(values)} values for {count} views; give '
-      'one for all or one for each'
+      f'{where} has {len(values)} values for {count} views; give one for all '
+      'or one for each'
     )
-  return tuple(_checked(f'views.{name}.{field}', field, v) for v in values)
+  checked = tuple(_checked(where, field, v) for v in values)
+  return checked if len(checked) == count else checked * count
 
 
 def _checked(where: str, field: str, value: Any) -> float | Pair:
-  """The value as floats, if it lies in its field's range."""
-  if field in PAIRS:
-    top = 1.0 if field == 'scale' else float('inf')
-    rule = 'two numbers, 0 < least <= largest' + ' <= 1' * (top == 1.0)
-    try:
-      low, high = (float(v) for v in value)
-    except (TypeError, ValueError):
-      raise UserError(f'{where} is {value!r}; give {rule}') from None
-    if not 0 < low <= high <= top:
-      raise UserError(f'{where} is {value!r}; give {rule}')
-    return low, high
-  top = float('inf')
-  if field in PROBABILITIES:
-    top = 1.0
-  if field == 'hue':
-    top = 0.5
+  """The value as floats, if it lies in the range of its field."""
+  numbers = value if field in PAIRS else (value,)
   try:
-    number = float(value)
+    numbers = tuple(float(v) for v in numbers)
   except (TypeError, ValueError):
-    number = -1.0
-  if not 0 <= number <= top:
-    raise UserError(f'{where} is {value!r}; give a number in 0..{top}')
-  return number
+    numbers = ()
+  if field in PAIRS:
+    top = 1.0 if field == 'scale' else math.inf
+    if len(numbers) == 2 and 0 < numbers[0] <= numbers[1] <= top:
+      return numbers
+    rule = 'two numbers with 0 < least <= largest'
+  else:
+    top = 1.0 if field in PROBABILITIES else math.inf
+    top = 0.5 if field == 'hue' else top
+    if numbers and 0 <= numbers[0] <= top:
+      return numbers[0]
+    rule = 'a number of at least 0'
+  limit = '' if top == math.inf else f', at most {top:g}'
+  raise UserError(f'{where} is {value!r}; give {rule}{limit}')
 
 
 def draw(key: jax.Array, size: jax.Array, view: View) -> Draw:
@@ -194,31 +194,38 @@ def draw(key: jax.Array, size: jax.Array, view: View) -> Draw:
     size: valid height and width of the image, i32[2].
     view: settings (numbers, traced or not).
   """
-  box_key, key = jax.random.split(key)
-  u = jax.random.uniform(box_key, (crops.TRIES + 1, 2))
-  box = crops.draw_box(u[:-1], u[-1], size, view.scale, view.ratio)
-  u = jax.random.uniform(key, (15,))
-  spread = jnp.stack(
-    [jnp.asarray(v) for v in (view.brightness, view.contrast, view.saturation)]
+  counts = (2 * crops.TRIES, 2, len(PROBABILITIES), len(FACTORS), 1, 1, 4)
+  uniform = jax.random.uniform(key, (sum(counts),))
+  candidates, place, chance, factor, hue, sigma, order = jnp.split(
+    uniform, list(itertools.accumulate(counts[:-1]))
   )
+  box = crops.draw_box(
+    candidates.reshape(-1, 2), place, size, view.scale, view.ratio
+  )
+  happens = chance < _stack(view, PROBABILITIES)
+  bilinear, flip, jitter, gray, blur, solarize = happens
+  spread = _stack(view, FACTORS)
   low = jnp.maximum(1.0 - spread, 0.0)
-  factors = low + u[0:3] * (1.0 + spread - low)
-  jittered = u[3] < view.jitter
-  sigma = view.blur_sigma[0] + u[4] * (view.blur_sigma[1] - view.blur_sigma[0])
+  factors = low + factor * (1.0 + spread - low)
+  least, largest = view.blur_sigma
   return Draw(
     box=box,
-    bilinear=u[5] < view.bilinear,
-    flip=u[6] < view.flip,
-    factors=jnp.where(jittered, factors, 1.0),
-    turn=jittered & (view.hue > 0),
+    bilinear=bilinear,
+    flip=flip,
+    factors=jnp.where(jitter, factors, 1.0),
+    turn=jitter & (view.hue > 0),
     # torchvision cuts the fraction of the byte-valued shift.
-    shift=jnp.trunc((2.0 * u[7] - 1.0) * view.hue * 255.0),
-    when=u[8:12],
-    gray=u[12] < view.gray,
-    sigma=jnp.where(u[13] < view.blur, sigma, 0.0),
-    solarize=u[14] < view.solarize,
+    shift=jnp.trunc((2.0 * hue[0] - 1.0) * view.hue * 255.0),
+    order=jnp.argsort(order),
+    gray=gray,
+    sigma=jnp.where(blur, least + sigma[0] * (largest - least), 0.0),
+    solarize=solarize,
     threshold=jnp.asarray(view.threshold, jnp.float32),
   )
+
+
+def _stack(view: View, fields: Sequence[str]) -> jax.Array:
+  return jnp.stack([jnp.asarray(getattr(view, f)) for f in fields])
 
 
 def apply(
@@ -252,7 +259,7 @@ def apply(
       drawn.factors,
       drawn.shift,
       drawn.turn,
-      drawn.when,
+      drawn.order,
       hue=group.ever('hue'),
     )
   if group.ever('gray') and rgb:
@@ -305,18 +312,22 @@ def multi_crop(
       f'have {C} channels; give one per channel'
     )
 
+  every = [view for group in groups for view in group.views]
+  settings = jax.tree.map(lambda *v: jnp.asarray(v), *every)
+
   def one(image, size, key):
+    view_keys = jax.vmap(jax.random.fold_in, (None, 0))(
+      key, jnp.arange(len(every))
+    )
+    drawn = jax.vmap(draw, (0, None, 0))(view_keys, size, settings)
     planes = to_planes(image)
     views, first = {}, 0
     for group in groups:
-      numbers = jnp.arange(first, first + len(group.views))
-      first += len(group.views)
-      view_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-      settings = jax.tree.map(lambda *v: jnp.asarray(v), *group.views)
-      drawn = jax.vmap(draw, (0, None, 0))(view_keys, size, settings)
+      own = slice(first, first + group.count)
       views[group.name] = jax.vmap(
         lambda d, group=group: apply(planes, d, group, mean, std)
-      )(drawn)  # V s s C
+      )(jax.tree.map(lambda x, own=own: x[own], drawn))  # V s s C
+      first += group.count
     return views
 
   return jax.vmap(one)(images, sizes, keys)

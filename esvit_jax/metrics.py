@@ -31,7 +31,7 @@ class Metrics:
     write: bool = True,
   ):
     self.path = os.path.join(directory, 'metrics.jsonl')
-    self._pending: dict = {}
+    self.pending: dict = {}
     self._file = None
     self._board = _tensorboard(directory) if tensorboard and write else None
     self.history = [x for x in read(self.path) if x['step'] <= step]
@@ -43,31 +43,31 @@ class Metrics:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Adds values to the line of `step`; not-a-number becomes null."""
-    if self._pending and self._pending['step'] != step:
+    if self.pending and self.pending['step'] != step:
       self.flush()
     values = {k: _finite(v) for k, v in values.items()}
-    if not self._pending and self.history and self.history[-1]['step'] == step:
+    if not self.pending and self.history and self.history[-1]['step'] == step:
       # The checkpoint of `step` was taken after its line.
       return
-    self._pending = {**(self._pending or {'step': step}), **values}
+    self.pending = {**(self.pending or {'step': step}), **values}
 
   def flush(self) -> None:
     """Writes the line in hand."""
-    if not self._pending:
+    if not self.pending:
       return
-    self.history.append(self._pending)
+    self.history.append(self.pending)
     if self._file:
-      self._file.write(json.dumps(self._pending) + '\n')
+      self._file.write(json.dumps(self.pending) + '\n')
       self._file.flush()
     if self._board:
-      scalars = {k: v for k, v in self._pending.items() if v is not None}
+      scalars = {k: v for k, v in self.pending.items() if v is not None}
       self._board.write_scalars(scalars.pop('step'), scalars)
       self._board.flush()
-    self._pending = {}
+    self.pending = {}
 
   def last(self, name: str) -> float | None:
     """The newest value of a metric, or None."""
-    for line in reversed([*self.history, self._pending]):
+    for line in reversed([*self.history, self.pending]):
       if line.get(name) is not None:
         return line[name]
     return None

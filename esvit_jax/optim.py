@@ -153,16 +153,14 @@ def build(
 
 
 def from_config(
-  config, batch_size: int, horizon, params: Tree, first_step: int = 0
+  config, horizon, params: Tree
 ) -> tuple[optax.GradientTransformation, Schedule]:
   """The optimiser of a pre-training run.
 
   Args:
-    config: section `optim` of configs/common.
-    batch_size: images per step.
+    config: as in configs/common.
     horizon: length of the run: `steps` and `steps_per_epoch`.
     params: the parameters, or their shapes.
-    first_step: where in the schedules the optimiser starts.
 
   Returns:
     The transformation, and step of the run -> learning rate.
@@ -170,23 +168,27 @@ def from_config(
   Raises:
     UserError: as `build` and `cosine`.
   """
-  epoch = horizon.steps_per_epoch
+  c, epoch = config.optim, horizon.steps_per_epoch
   lr = cosine(
-    config.lr * batch_size / 256,
-    config.min_lr,
+    c.lr * config.batch_size / 256,
+    c.min_lr,
     horizon.steps,
-    round(config.warmup_epochs * epoch),
+    round(c.warmup_epochs * epoch),
   )
-  decay = cosine(config.weight_decay, config.weight_decay_end, horizon.steps)
-  frozen = round(config.freeze_last_layer_epochs * epoch) - first_step
-  fields = {k: config[k] for k in DEFAULTS if k in config}
-  if frozen > 0:
-    fields['freeze'] = {**fields.get('freeze', {}), 'last_layer': frozen}
+  decay = cosine(c.weight_decay, c.weight_decay_end, horizon.steps)
+  # A continued run counts its own steps, but goes on in the schedules.
+  start = config.init.epoch * epoch
+  freeze = {}
+  if config.head.norm_last_layer:
+    freeze['last_layer/g$'] = None
+  if c.freeze_last_layer_epochs:
+    wait = round(c.freeze_last_layer_epochs * epoch) - start
+    freeze['last_layer'] = max(wait, 0)
   tx = build(
-    fields,
+    {k: c[k] for k in DEFAULTS if k in c} | {'freeze': freeze},
     params,
-    lambda count: lr(count + first_step),
-    lambda count: decay(count + first_step),
+    lambda count: lr(count + start),
+    lambda count: decay(count + start),
   )
   return tx, lr
 

@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -20,9 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from esvit_jax import (
   data,
+  evals,
+  health,
   methods,
   optim,
   sharding,
@@ -301,7 +305,7 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
       'from there'
     )
   else:
-    summary.conclude(job, directory, metrics, progress.say)
+    summary.conclude(job, directory, metrics, [], progress.say)
   return state
 
 
@@ -349,3 +353,175 @@ def _loop(job, state, judge, checkpoints, metrics, progress):
       if stop:
         break
   return state
+
+
+class Log:
+  """Takes each step's metrics one step late, so that no device waits.
+
+  Attributes:
+    bad_in_row: steps without finite numbers, up to the last one looked at.
+  """
+
+  def __init__(self, job: Job, metrics: Metrics, progress: Progress):
+    self.job, self.metrics, self.progress = job, metrics, progress
+    self.bad_in_row = 0
+    self._pending = None
+    self._waited = 0.0
+    self._said: set[str] = set()
+
+  def receive(self, step: int, values: dict, waited: float) -> None:
+    """Keeps the values of `step`, looks at those of the step before."""
+    self.catch_up()
+    self._pending = (step, values)
+    self.progress.waited(waited - self._waited)
+    self._waited = waited
+
+  def catch_up(self) -> None:
+    """Looks at the values in hand."""
+    if self._pending is None:
+      return
+    (step, values), self._pending = self._pending, None
+    values = {f'train/{k}': float(v) for k, v in values.items()}
+    bad = values['train/skipped'] > 0
+    self.bad_in_row = self.bad_in_row + 1 if bad else 0
+    config, steps = self.job.config, self.job.horizon.steps
+    if not (bad or step % config.log_every == 0 or step == steps):
+      return
+    for name, schedule in self.job.schedules.items():
+      values[f'train/{name}'] = float(schedule(step - 1))
+    values['train/epoch'] = step / self.job.horizon.steps_per_epoch
+    values |= self.progress.report(step, values)
+    self.metrics.write(step, values)
+    history = [*self.metrics.history, self.metrics.pending]
+    for line in health.verdict(history, config.head.out_dim):
+      if line not in self._said:
+        self._said.add(line)
+        self.progress.say(f'health: {line}')
+
+
+@contextlib.contextmanager
+def stop_signals():
+  """Gives `stopping(step)`: whether SIGTERM or Ctrl-C has asked to stop.
+
+  With several processes all agree on one step, through jax's own service.
+  """
+  asked = []
+
+  def ask(signum, frame):
+    asked.append(signum)
+    # A second signal ends the process at once.
+    signal.signal(signum, signal.SIG_DFL)
+
+  def stopping(step: int) -> bool:
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return bool(asked)
+
+  in_main = threading.current_thread() is threading.main_thread()
+  signals = (signal.SIGTERM, signal.SIGINT) if in_main else ()
+  before = {s: signal.signal(s, ask) for s in signals}
+  try:
+    yield stopping
+  finally:
+    for s, handler in before.items():
+      signal.signal(s, handler)
+
+
+def give_up(state, batch, directory: str, checkpoints, log: Log) -> None:
+  """Saves the last good state and the batch at hand, then raises."""
+  log.catch_up()
+  log.metrics.flush()
+  checkpoints.save(state)
+  step = int(state.step) - 1
+  replay = os.path.join(directory, f'replay_{step}.npz')
+  np.savez(replay, step=step, **{k: _local(v) for k, v in batch.items()})
+  raise UserError(
+    f'{log.bad_in_row} steps in a row had no finite loss or gradient; the '
+    f'last good state is saved as step {step + 1}, the batch of step {step} '
+    f'as {replay}. Lower optim.lr, use model.dtype=float32 or a longer '
+    'warm-up, in another --workdir'
+  )
+
+
+def _local(x: jax.Array) -> np.ndarray:
+  """The rows that this process holds."""
+  return np.concatenate([s.data for s in x.addressable_shards])
+
+
+class Judge:
+  """Scores the network in training, by its features of labelled images.
+
+  Where the data has no labels or no test split, it says nothing.
+  """
+
+  def __init__(self, job: Job, directory: str):
+    self.job, self.directory = job, directory
+    train, test = job.sources['train'], job.sources['test']
+    self.able = bool(test and train.classes and test.classes)
+
+    def view(batch):
+      c = job.config
+      return evals.center_view(
+        batch['image'], batch['size'], c.eval.size, c.data.mean, c.data.std
+      )
+
+    def features(params, stats, batch):
+      return job.method.features(params, stats, view(batch)).view
+
+    def pixels(batch):
+      x = view(batch)
+      return x.reshape(len(x), -1)
+
+    # Replicated, so that every process can read all of them.
+    everywhere = sharding.replicated(job.mesh)
+    self._features = jax.jit(features, out_shardings=everywhere)
+    self._pixels = jax.jit(pixels, out_shardings=everywhere)
+
+  def __call__(self, state, at_start=False, at_end=False) -> dict[str, float]:
+    """Figures such as 'knn/teacher'; 'linear/...' at both ends only.
+
+    The untrained network and the raw pixels are judged at the start.
+    """
+    if not self.able:
+      return {}
+
+    def network(params, stats):
+      return lambda batch: self._features(params, stats, batch)
+
+    teacher = network(state.teacher, state.extra['teacher'])
+    if at_start:
+      who = {'raw_pixels': self._pixels, 'random_init': teacher}
+    else:
+      student = network(state.params, state.extra['student'])
+      who = {'teacher': teacher, 'student': student}
+    names = evals.EVALS if at_start or at_end else ('knn',)
+    return evals.evaluate(
+      names,
+      who,
+      self._batches('train'),
+      self._batches('test'),
+      self.job.config.eval.train_images,
+    )
+
+  def _batches(self, split: str):
+    config = self.job.config
+    size = config.eval.batch_size
+    size += -size % self.job.mesh.size
+    feed = data.epoch(
+      self.job.sources[split],
+      size,
+      jax.process_index(),
+      jax.process_count(),
+      config.data.workers,
+      config.data.max_corrupt,
+      os.path.join(self.directory, 'corrupt.txt'),
+    )
+    with feed:
+      for local in feed:
+        batch = sharding.global_batch(self.job.mesh, local)
+        if jax.process_count() > 1:
+          for name in ('mask', 'label'):
+            batch[name] = multihost_utils.process_allgather(
+              local[name], tiled=True
+            )
+        yield batch

@@ -102,7 +102,7 @@ def build(config, horizon: Horizon, shards: int = 1) -> Method:
 
   def init(key):
     groups = tuple(
-      jnp.zeros((1, g.count, g.size, g.size, config.data.channels))
+      jnp.zeros((1, len(g.views), g.size, g.size, config.data.channels))
       for g in views
     )
     variables = student.init(key, groups, train=False)
