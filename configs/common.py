@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
   c.head.bottleneck = 256
   c.head.norm_last_layer = False
   c.head.use_bn = False
+  c.head.init_scale = 'published'  # or 'fan_in', for narrow networks
 
   c.loss = ConfigDict()
   c.loss.region_weight = 0.5  # 0 is DINO: view loss only, no region head

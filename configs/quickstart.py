@@ -34,6 +34,7 @@ def get_config(arg: str | None = None):
   c.model.dtype = 'float32'
 
   c.head.out_dim, c.head.hidden, c.head.bottleneck = 256, 128, 64
+  c.head.init_scale = 'fan_in'
   c.loss.teacher_temp = 0.04
   c.loss.teacher_temp_warmup_epochs = 0
   c.ema.start = 0.95

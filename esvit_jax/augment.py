@@ -152,9 +152,9 @@ def _group(name: str, settings: dict[str, Any]) -> Group:
 
 def _per_view(where: str, field: str, value: Any, count: int) -> tuple:
   """One checked value per view, from one for all or a sequence."""
-  values = tuple(value) if isinstance(value, Sequence) else (value,)
-  if field in PAIRS and not any(isinstance(v, Sequence) for v in values):
-    values = (values,)
+  values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+  if field in PAIRS and not any(isinstance(v, (tuple, list)) for v in values):
+    values = (value,)
   if len(values) not in (1, count):
     raise UserError(
       f'{where} has {len(values)} values for {count} views; give one for all '

@@ -154,7 +154,7 @@ def build(
 
 def from_config(
   config, horizon, params: Tree
-) -> tuple[optax.GradientTransformation, Schedule]:
+) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
   """The optimiser of a pre-training run.
 
   Args:
@@ -163,7 +163,8 @@ def from_config(
     params: the parameters, or their shapes.
 
   Returns:
-    The transformation, and step of the run -> learning rate.
+    The transformation, and its schedules by name: step of the run -> 'lr'
+    and 'weight_decay'.
 
   Raises:
     UserError: as `build` and `cosine`.
@@ -190,7 +191,7 @@ def from_config(
     lambda count: lr(count + start),
     lambda count: decay(count + start),
   )
-  return tx, lr
+  return tx, {'lr': lr, 'weight_decay': decay}
 
 
 def summary(config: Mapping, params: Tree) -> dict[str, int]:
@@ -289,16 +290,13 @@ def _first_found(field: str, patterns: Mapping, params: Tree, default) -> Tree:
         f'look like {paths[-1]}'
       )
 
-  def value(path, _):
-    found = (
-      value
-      for pattern, value in patterns.items()
-      if re.search(pattern, _path(path))
-    )
+  def pick(path, _):
+    name = _path(path)
+    found = (v for k, v in patterns.items() if re.search(k, name))
     value = next(found, default)
     return math.inf if value is None else value
 
-  return jax.tree_util.tree_map_with_path(value, params)
+  return jax.tree_util.tree_map_with_path(pick, params)
 
 
 def _checked(config: Mapping) -> dict:

@@ -330,17 +330,19 @@ def update_center(
 def default_form(images: int, tokens: int, prototypes: int) -> str:
   """The fastest form where it was measured, else what the arithmetic says.
 
-  Value and gradients on 2 CPU cores, float32, milliseconds:
+  Value and gradients in float32, CPU milliseconds (one shared x86 machine):
 
     images, student and teacher tokens, K, P   plain  images  prototypes
-    64,   4 and  2,   256,  64                   0.7     0.7         0.7
-    64,  40 and 32,   256,  64                    14       5           5
-    64,  40 and 32,  2048,  64                   152      41         232
-     4, 170 and 98,  8192, 256                   218     112         155
-     4, 170 and 98, 65536, 256                  2192    1324        1604
+    64,   4 and  2,   256,  64                   0.6     0.7         0.6
+    64,  40 and 32,   256,  64                    13       6          13
+    64,  40 and 32,  2048,  64                   157      62         138
+    16,  10 and  2,  8192, 256                    25      24          31
+     4, 170 and 98,  8192, 256                   221     126         157
+     4, 170 and 98, 65536, 256                  2217    1538        1631
 
-  So 'images' is never behind the plain form, even where one chunk holds the
-  whole batch. A TPU keeps a chunk of prototypes on the chip (not measured).
+  So 'images' is never behind the plain form beyond noise, even where one
+  chunk holds the whole batch. A TPU keeps a chunk of prototypes on the chip
+  (not measured).
 
   Args:
     images: on one device.
@@ -355,9 +357,9 @@ def default_form(images: int, tokens: int, prototypes: int) -> str:
 def default_chunk(form: str, tokens: int) -> int:
   """Images or prototypes at a time.
 
-  A chunk of images reads and writes all of dW_s, so it should hold several
-  hundred tokens; more only take memory. On a CPU 512 were best, on a GPU a
-  dozen images of 170 are.
+  A chunk of images reads and writes all of dW_s, so it should hold some
+  hundred tokens; more only take memory. 256 were best on a CPU; GPUs, which
+  were not measured here, are given about a dozen images of 170 tokens.
 
   Args:
     form: 'images' or 'prototypes'.
@@ -365,5 +367,5 @@ def default_chunk(form: str, tokens: int) -> int:
   """
   if form == 'prototypes':
     return 1024
-  rows = 512 if jax.default_backend() == 'cpu' else 2048
+  rows = 256 if jax.default_backend() == 'cpu' else 2048
   return max(1, rows // tokens)

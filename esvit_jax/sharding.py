@@ -40,10 +40,12 @@ def initialize(
     ) from e
 
 
-def mesh() -> Mesh:
-  """All devices of all processes along one axis, `data`."""
+def mesh(devices=None) -> Mesh:
+  """Devices (by default all of all processes) along one axis, `data`."""
+  devices = jax.devices() if devices is None else devices
+  # Auto, not Explicit: windows are reshapes that sharding follows by itself.
   return jax.make_mesh(
-    (jax.device_count(),), ('data',), axis_types=(AxisType.Auto,)
+    (len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices
   )
 
 

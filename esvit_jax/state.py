@@ -96,7 +96,10 @@ def ema(average: Tree, new: Tree, momentum) -> Tree:
 
 
 def make_train_step(
-  method: Method, tx: optax.GradientTransformation, accumulate: int = 1
+  method: Method,
+  tx: optax.GradientTransformation,
+  accumulate: int = 1,
+  whole: jax.sharding.Sharding | None = None,
 ):
   """The shared step.
 
@@ -106,6 +109,8 @@ def make_train_step(
     accumulate: number of parts the batch is taken in, one after the other.
       For losses that are means over images the result is that of the whole
       batch; batch norm and contrastive negatives see one part at a time.
+    whole: where parameters are gathered for the loss, if they are stored in
+      pieces. Once and for all: the loops of a loss must not do it.
 
   Returns:
     (state, batch, key) -> (state, metrics), to be jitted. Randomness is a
@@ -122,6 +127,12 @@ def make_train_step(
     return grads, loss.extra, {**loss.metrics, 'loss': loss.value}
 
   def train_step(state: TrainState, batch, key) -> tuple[TrainState, Metrics]:
+    stored = state
+    if whole is not None:
+      params, teacher = jax.lax.with_sharding_constraint(
+        (state.params, state.teacher), whole
+      )
+      state = state._replace(params=params, teacher=teacher)
     key = jax.random.fold_in(key, state.step)
     views_key, loss_key = jax.random.split(key)
     keys = jax.random.split(views_key, batch['image'].shape[0])
@@ -144,6 +155,7 @@ def make_train_step(
       )
       grads, extra, metrics = jax.tree.map(lambda x: x / accumulate, total)
 
+    state = stored
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     teacher = state.teacher

@@ -90,9 +90,9 @@ def run(config, directory: str, out=sys.stdout) -> state_lib.TrainState:
     return _train(job, directory, out if first else None)
 
 
-def prepare(config) -> Job:
+def prepare(config, mesh=None) -> Job:
   """Checks all that can be checked before the first image."""
-  mesh = sharding.mesh()
+  mesh = mesh or sharding.mesh()
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   train = data.open_source(config.data, config.data.split)
   test = None
@@ -113,22 +113,9 @@ def plan(config, mesh, sources, horizon) -> Job:
     )
   method = methods.METHODS[config.method](config, horizon, mesh.size)
   params, _, _ = jax.eval_shape(method.init, jax.random.key(0))
-  c, steps = config.optim, horizon.steps
-  schedules = {
-    'lr': optim.cosine(
-      c.lr * config.batch_size / 256,
-      c.min_lr,
-      steps,
-      round(c.warmup_epochs * horizon.steps_per_epoch),
-    ),
-    'weight_decay': optim.cosine(c.weight_decay, c.weight_decay_end, steps),
-    'momentum': method.momentum or (lambda step: 1.0),
-  }
-  fields = {k: c[k] for k in optim.DEFAULTS if k in c}
-  frozen = c.freeze_last_layer_epochs * horizon.steps_per_epoch
-  if frozen:
-    fields['freeze'] = {'last_layer': frozen}
-  tx = optim.build(fields, params, schedules['lr'], schedules['weight_decay'])
+  tx, schedules = optim.from_config(config, horizon, params)
+  if method.momentum is not None:
+    schedules['momentum'] = method.momentum
   state = jax.eval_shape(
     lambda key: state_lib.create(method, tx, key), jax.random.key(0)
   )
@@ -163,7 +150,9 @@ def compile_step(job: Job):
     UserError: it needs more memory than a device has.
   """
   step = jax.jit(
-    state_lib.make_train_step(job.method, job.tx, job.config.accumulate),
+    state_lib.make_train_step(
+      job.method, job.tx, job.config.accumulate, sharding.replicated(job.mesh)
+    ),
     donate_argnums=0,
     out_shardings=(jax.tree.map(lambda x: x.sharding, job.state), None),
   )

@@ -1,45 +1,65 @@
 """Evaluators: one file and one line here for each.
 
-An evaluator is (train_x, train_y, test_x, test_y) -> top-1 in percent, on
-fixed features of labelled images.
+An evaluator is (train_x, train_y, test_x, test_y) -> figures in percent, of
+which 'top1' is the headline, on fixed features f32[N, D] of labelled images.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+import numpy as np
+
+from esvit_jax.evals import knn, linear
 from esvit_jax.evals.features import center_view, extract
-from esvit_jax.evals.knn import knn
-from esvit_jax.evals.linear import ridge
 
 EVALS = {
-  'knn': lambda *data: knn(*data, ks=(20,))[20][0],
-  'linear': ridge,
+  'knn': knn.figures,
+  'linear': linear.figures,
 }
 
-__all__ = ['EVALS', 'center_view', 'evaluate', 'extract']
+# Features by name, f32[N, D], and labels i32[N].
+Extracted = tuple[Mapping[str, np.ndarray], np.ndarray]
+
+__all__ = ['EVALS', 'center_view', 'evaluate', 'extract', 'judge']
 
 
 def evaluate(
   names: Iterable[str],
-  feature_fns: Mapping,
+  feature_fns: Mapping[str, Callable],
   train: Iterable[dict],
   test: Iterable[dict],
   limit: int = 0,
 ) -> dict[str, float]:
-  """Judges several networks by several evaluators.
+  """Extracts features once and judges them by several evaluators.
 
   Args:
     names: of EVALS.
-    feature_fns: who -> (batch -> [B, D]).
-    train, test: global batches of labelled images.
-    limit: at most this many training images.
+    feature_fns: who -> (batch -> [B, D]), jitted, with its preprocessing.
+    train: batches of labelled images, with a `mask` of their real rows.
+    test: likewise.
+    limit: at most this many training images; 0 takes all.
 
   Returns:
-    'knn/who' -> top-1 in percent, and so on.
+    'knn/who', 'linear/who', ... -> top-1 in percent; k-NN's is that of k 20.
   """
-  train_x, train_y = extract(feature_fns, train, limit)
-  test_x, test_y = extract(feature_fns, test)
+  scores = judge(
+    names, extract(feature_fns, train, limit), extract(feature_fns, test)
+  )
+  return {name: figures['top1'] for name, figures in scores.items()}
+
+
+def judge(
+  names: Iterable[str], train: Extracted, test: Extracted
+) -> dict[str, dict[str, float]]:
+  """All figures of several evaluators: 'knn/who' -> figure -> percent.
+
+  Args:
+    names: of EVALS.
+    train: as `extract` returns them.
+    test: likewise, of the same networks.
+  """
+  (train_x, train_y), (test_x, test_y) = train, test
   return {
     f'{name}/{who}': EVALS[name](train_x[who], train_y, test_x[who], test_y)
     for name in names
-    for who in feature_fns
+    for who in train_x
   }

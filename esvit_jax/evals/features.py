@@ -1,52 +1,82 @@
 """Features of a set of images, as evaluators take them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Published: resize to 256, keep the central 224.
+# Published: the shorter side becomes 256, the central 224 are kept.
 MARGIN = 256 / 224
 
 
-def center_view(images, sizes, size: int, mean, std) -> jax.Array:
-  """The middle of each image, resized once and normalised.
+def center_view(
+  images: jax.Array,
+  sizes: jax.Array,
+  size: int,
+  mean: Sequence[float],
+  std: Sequence[float],
+) -> jax.Array:
+  """The middle of each image, resized and normalised (spec 8).
 
-  The shorter side becomes size * 256 / 224 pixels and the centre is kept;
-  images hardly larger than `size` are kept whole. Bicubic, antialiased.
+  The shorter side becomes size * 256 / 224 pixels, or `size` where the canvas
+  is too small for that, and the central square is kept: PIL's antialiased
+  bicubic resize and torchvision's centre crop, within a grey level.
 
   Args:
     images: u8[B, H, W, C], valid pixels top left.
-    sizes: i32[B, 2], valid height and width.
-    size: pixels of the view.
-    mean, std: per channel, of pixels in 0..1.
+    sizes: valid height and width, i32[B, 2].
+    size: side of the view, pixels.
+    mean: per channel, of pixels in 0..1.
+    std: per channel.
 
   Returns:
     f32[B, size, size, C]
   """
-  margin = MARGIN if min(images.shape[1:3]) >= MARGIN * size else 1.0
-  C = images.shape[-1]
-
-  def one(image, hw):
-    hw = hw.astype(jnp.float32)
-    scale = size * margin / hw.min()
-    # Nothing beyond the valid pixels may come in: repeat the border.
-    rows = jnp.minimum(jnp.arange(image.shape[0]), hw[0] - 1).astype(int)
-    cols = jnp.minimum(jnp.arange(image.shape[1]), hw[1] - 1).astype(int)
-    image = image[rows][:, cols].astype(jnp.float32)
-    return jax.image.scale_and_translate(
-      image,
-      (size, size, C),
-      (0, 1),
-      jnp.stack([scale, scale]),
-      (size - hw * scale) / 2,
-      'cubic',
-    )
-
-  pixels = jnp.clip(jax.vmap(one)(images, sizes), 0, 255) / 255
+  _, H, W, _ = images.shape
+  shorter = round(MARGIN * size) if min(H, W) >= MARGIN * size else size
+  view = jax.vmap(lambda image, hw: _center(image, hw, shorter, size))
   mean, std = (jnp.asarray(x)[None, None, None] for x in (mean, std))
-  return (pixels - mean) / std
+  return (view(images, sizes) / 255 - mean) / std
+
+
+def _center(image, hw, shorter: int, size: int) -> jax.Array:
+  """u8[H, W, C] -> whole grey levels f32[size, size, C]."""
+  H, W, _ = image.shape
+  # Padding rows of a batch have size 0; they may hold anything but NaN.
+  hw = jnp.maximum(hw, 1)
+  # Whole numbers, as torchvision cuts the longer side.
+  lengths = shorter * hw // hw.min()
+  rows = _middle(hw[0], lengths[0], size, H)
+  cols = _middle(hw[1], lengths[1], size, W)
+  image = image.astype(jnp.float32)
+  precision = jax.lax.Precision.HIGH
+  # PIL filters width, then height, and keeps whole grey levels after each.
+  image = _whole(jnp.einsum('bw,hwc->hbc', cols, image, precision=precision))
+  return _whole(jnp.einsum('ah,hbc->abc', rows, image, precision=precision))
+
+
+def _middle(valid, length, size: int, canvas: int) -> jax.Array:
+  """Weights f32[size, canvas] of the middle of `valid` pixels made `length`.
+
+  The cubic (a = -1/2) is widened where it shrinks the image, and its taps
+  stop at the last valid pixel.
+  """
+  first = jnp.round((length - size) / 2)
+  step = valid / length
+  centre = (first + jnp.arange(size) + 0.5) * step
+  pixel = jnp.arange(canvas)
+  t = jnp.abs(pixel[None] + 0.5 - centre[:, None])  # size canvas
+  t /= jnp.maximum(step, 1)
+  near = (1.5 * t - 2.5) * t * t + 1
+  far = ((-0.5 * t + 2.5) * t - 4) * t + 2
+  weights = jnp.where(t < 1, near, jnp.where(t < 2, far, 0))
+  weights = jnp.where((pixel < valid)[None], weights, 0)
+  return weights / weights.sum(1, keepdims=True)
+
+
+def _whole(image: jax.Array) -> jax.Array:
+  return jnp.clip(jnp.floor(image + 0.5), 0, 255)
 
 
 def extract(
@@ -57,8 +87,8 @@ def extract(
   """Features of all images under several networks, in one reading.
 
   Args:
-    feature_fns: name -> (batch -> [B, D]), jitted.
-    batches: global batches with a `mask` of their real rows.
+    feature_fns: name -> (batch -> [B, D]), jitted, with its preprocessing.
+    batches: batches with a `mask` of their real rows.
     limit: stop after this many images; 0 takes all.
 
   Returns:
@@ -66,16 +96,28 @@ def extract(
   """
   features = {name: [] for name in feature_fns}
   labels, count = [], 0
+
+  def fetch(outputs, mask):
+    for name, x in outputs.items():
+      features[name].append(np.asarray(x, np.float32)[mask])
+
+  in_flight = None
   for batch in batches:
+    outputs = {name: fn(batch) for name, fn in feature_fns.items()}
+    # Fetched one batch late, so that the device never waits for the host.
+    if in_flight is not None:
+      fetch(*in_flight)
     mask = np.asarray(batch['mask'])
-    for name, fn in feature_fns.items():
-      features[name].append(np.asarray(fn(batch), np.float32)[mask])
+    in_flight = outputs, mask
     labels.append(np.asarray(batch['label'])[mask])
     count += mask.sum()
     if limit and count >= limit:
       break
+  if in_flight is None:
+    raise ValueError('there are no batches to extract features from')
+  fetch(*in_flight)
   stop = limit or None
   return (
-    {k: np.concatenate(v)[:stop] for k, v in features.items()},
+    {name: np.concatenate(x)[:stop] for name, x in features.items()},
     np.concatenate(labels)[:stop],
   )

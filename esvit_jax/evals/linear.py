@@ -1,65 +1,97 @@
 """A linear classifier in one solve: ridge regression on one-hot labels."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from esvit_jax.errors import UserError
 
+# Of the mean square of a feature, which is 1.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-HELD_OUT = 10  # every tenth training image chooses the penalty
+HELD_OUT = 0.1  # share of the training images that chooses the penalty
 
 
-def ridge(train_x, train_y, test_x, test_y) -> float:
-  """Top-1 in percent of the least-squares classifier on fixed features.
+def figures(train_x, train_y, test_x, test_y) -> dict[str, float]:
+  """`linear` as an evaluator."""
+  return {'top1': linear(train_x, train_y, test_x, test_y)}
 
-  A quick probe that needs no learning rate. Features are standardised; the
-  penalty is chosen on a tenth of the training images, never on test. It is
-  not the published SGD protocol and reads a little lower than that.
+
+def linear(
+  train_x: np.ndarray,
+  train_y: np.ndarray,
+  test_x: np.ndarray,
+  test_y: np.ndarray,
+) -> float:
+  """Top-1 of the best linear read-out in the sense of least squares.
+
+    W = argmin |x W - (onehot(y) - mean)|^2 / N + penalty |W|^2
+
+  Features are standardised on train; the penalty is chosen on a tenth of
+  train, never on test. This is a quick probe without a learning rate, meant
+  for following a run. It is not the published linear evaluation (100 epochs
+  of SGD on augmented images), whose numbers are usually higher.
+
+  Runs on the host, since a solve wants float64: N D^2 operations.
 
   Args:
-    train_x, test_x: f32[N, D], f32[M, D].
-    train_y, test_y: i32 labels from 0.
+    train_x: f32[N, D].
+    train_y: classes from 0, i32[N].
+    test_x: f32[M, D].
+    test_y: i32[M].
+
+  Returns:
+    Top-1 in percent.
 
   Raises:
     UserError: there are images without a label.
   """
   train_y, test_y = np.asarray(train_y), np.asarray(test_y)
   if min(train_y.min(), test_y.min()) < 0:
-    raise UserError('a linear probe needs labels: some images have none')
+    raise UserError(
+      'a linear probe needs a label for every image and some have none: use '
+      'a labelled set, or set data.test_split to an empty string to do without'
+    )
   classes = int(max(train_y.max(), test_y.max())) + 1
-  train_x, test_x = np.asarray(train_x), np.asarray(test_x)
-  mean, std = train_x.mean(0), train_x.std(0) + 1e-6
-  train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
+  train_x, test_x = _standardise(train_x, test_x)
+  targets = np.eye(classes, dtype=np.float32)[train_y]
+  mean = targets.mean(0)
+  targets -= mean
 
-  held = np.arange(len(train_y)) % HELD_OUT == HELD_OUT - 1
-  if held.any() and not held.all():
-    weights = _solve(train_x[~held], train_y[~held], classes)
-    scores = [_top1(w, train_x[held], train_y[held]) for w in weights]
-    best = int(np.argmax(scores))
-  else:
-    best = len(PENALTIES) // 2
-  return _top1(_solve(train_x, train_y, classes)[best], test_x, test_y)
+  # Shuffled: file order may follow the classes with any period.
+  order = np.random.default_rng(0).permutation(len(train_y))
+  held, kept = np.split(order, [int(HELD_OUT * len(order))])
+  kept_sums = _sums(train_x[kept], targets[kept])
+  held_sums = _sums(train_x[held], targets[held])
 
+  def held_out_accuracy(penalty):
+    weights = _solve(kept_sums, len(kept), penalty)
+    return _top1(train_x[held] @ weights + mean, train_y[held])
 
-def _solve(x, y, classes: int) -> list[np.ndarray]:
-  """W_p = argmin |x W - onehot(y)|^2 / N + p |W|^2, for each penalty p."""
-  x = np.concatenate([x, np.ones((len(x), 1), x.dtype)], 1)  # N D+1
-  targets = np.eye(classes, dtype=np.float32)[y] - 1 / classes
-  return [np.asarray(w) for w in _solutions(x, targets)]
-
-
-@jax.jit
-def _solutions(x, targets):
-  gram, right = x.T @ x / len(x), x.T @ targets / len(x)
-  values, vectors = jnp.linalg.eigh(gram)
-  right = vectors.T @ right
-  return [
-    vectors @ (right / (jnp.maximum(values, 0) + p)[:, None])
-    for p in PENALTIES
-  ]
+  best = PENALTIES[len(PENALTIES) // 2]
+  if len(held):
+    best = max(PENALTIES, key=held_out_accuracy)
+  sums = [a + b for a, b in zip(kept_sums, held_sums)]
+  return _top1(test_x @ _solve(sums, len(order), best) + mean, test_y)
 
 
-def _top1(w, x, y) -> float:
-  predicted = (x @ w[:-1] + w[-1]).argmax(1)
-  return 100 * float((predicted == y).mean())
+def _standardise(train_x, test_x) -> tuple[np.ndarray, np.ndarray]:
+  """Mean 0 and deviation 1 on train; a constant feature stays 0."""
+  mean, std = train_x.mean(0), train_x.std(0)
+  constant = std <= 1e-5 * np.abs(mean) + 1e-12
+  scale = np.where(constant, 0, 1 / np.where(constant, 1, std))
+  scale = scale.astype(np.float32)
+  return (train_x - mean) * scale, (test_x - mean) * scale
+
+
+def _sums(x, targets) -> tuple[np.ndarray, np.ndarray]:
+  """x^T x f32[D, D] and x^T targets f32[D, classes]."""
+  return x.T @ x, x.T @ targets
+
+
+def _solve(sums, count: int, penalty: float) -> np.ndarray:
+  """Weights f32[D, classes]."""
+  gram, right = (s.astype(np.float64) / count for s in sums)
+  gram[np.diag_indices_from(gram)] += penalty
+  return np.linalg.solve(gram, right).astype(np.float32)
+
+
+def _top1(scores, labels) -> float:
+  return 100 * float((scores.argmax(1) == labels).mean())

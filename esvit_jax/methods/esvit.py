@@ -185,7 +185,7 @@ def objective(s: Outputs, t: Outputs, extra, temp, config, shards=1):
     t: the teacher's on the global views; no gradient.
     extra: holds the two centres.
     temp: teacher temperature.
-    config: section `loss`, and `head.out_dim`.
+    config: section `loss`, and `model.dtype`, that of the logits' products.
     shards: see prototypes.cross_entropy.
 
   Returns:
@@ -199,7 +199,7 @@ def objective(s: Outputs, t: Outputs, extra, temp, config, shards=1):
     if form == 'auto':
       form = prototypes.default_form(B // shards, u.shape[1], len(w_s))
     return prototypes.cross_entropy(
-      u,
+      u.astype(config.model.dtype),
       w_s,
       targets,
       w_t,
@@ -272,7 +272,8 @@ def _signals(t: Outputs, center, temp, sample: int = 64) -> dict:
     'teacher_kl_uniform': (
       math.log(len(mean)) + (mean * jnp.log(mean + 1e-12)).sum()
     ),
-    'feature_spread': jnp.sqrt(x.var((0, 1)).mean() * x.shape[-1]),
+    # |x| = 1, so the variances add up to 1 - |mean|^2: one pass, one reduce.
+    'feature_spread': jnp.sqrt(1 - jnp.square(x.mean((0, 1))).sum()),
   }
 
 

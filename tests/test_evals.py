@@ -1,0 +1,271 @@
+"""Evaluators against published numbers, PIL, NumPy and scikit-learn."""
+
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.linear_model import RidgeClassifier
+
+from esvit_jax import evals, sharding
+from esvit_jax.errors import UserError
+from esvit_jax.evals.knn import knn
+from esvit_jax.evals.linear import linear
+
+GOLDEN = Path(__file__).parent / 'goldens/esvit/knn.npz'
+NO_CHANGE = {'mean': (0.0,), 'std': (1.0,)}
+
+
+def blobs(count, classes=4, dim=6, spread=0.5, seed=0):
+  """Points around `classes` centres, in random order."""
+  rng = np.random.default_rng(seed)
+  centres = np.random.default_rng(9).standard_normal((classes, dim))
+  y = rng.integers(0, classes, count).astype(np.int32)
+  x = centres[y] + spread * rng.standard_normal((count, dim))
+  return x.astype(np.float32), y
+
+
+# center_view
+
+center_view = jax.jit(evals.center_view, static_argnums=2)
+
+
+def torchvision_view(image, size, shorter):
+  """Resize and CenterCrop with PIL, as torchvision computes them."""
+  h, w = image.shape[:2]
+  short = min(h, w)
+  h, w = shorter * h // short, shorter * w // short
+  image = Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC)
+  top, left = round((h - size) / 2), round((w - size) / 2)
+  return np.asarray(image)[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize(
+  'canvas, size, shorter',
+  [((80, 96), 56, 64), ((28, 36), 56, 56)],
+)
+def test_center_view_is_pil_within_a_grey_level(canvas, size, shorter):
+  rng = np.random.default_rng(0)
+  sizes = np.array([canvas, (27, 21), (22, 28), (28, 28)], np.int32)
+  # Garbage around the valid pixels must not come in.
+  images = rng.integers(0, 256, (4, *canvas, 3), np.uint8)
+  ours = center_view(images, sizes, size, (0.0,) * 3, (1.0,) * 3)
+  for x, image, (h, w) in zip(255 * np.asarray(ours), images, sizes):
+    theirs = torchvision_view(image[:h, :w], size, shorter)
+    assert np.abs(x - theirs).max() < 1.01
+    assert np.abs(x - theirs).mean() < 0.01
+
+
+def test_center_view_normalises_each_channel():
+  images = np.full((1, 8, 8, 2), 51, np.uint8)
+  view = center_view(images, np.array([[8, 8]]), 8, (0.1, 0.2), (0.5, 2.0))
+  np.testing.assert_allclose(view[0, ..., 0], 0.2, rtol=1e-5)
+  np.testing.assert_allclose(view[0, ..., 1], 0.0, atol=1e-6)
+
+
+def test_center_view_of_padding_is_finite():
+  images = np.zeros((2, 8, 8, 1), np.uint8)
+  view = center_view(images, np.zeros((2, 2), np.int32), 8, **NO_CHANGE)
+  assert np.isfinite(view).all()
+
+
+# extract
+
+
+def batches(x, y, size):
+  """As data.epoch gives them: the last one padded."""
+  for start in range(0, len(x), size):
+    rows = np.arange(start, start + size)
+    inside = np.minimum(rows, len(x) - 1)
+    mask = rows < len(x)
+    yield {'x': x[inside], 'label': np.where(mask, y[inside], -1), 'mask': mask}
+
+
+def test_extract_keeps_each_image_once_and_in_order():
+  x, y = blobs(23)
+  fns = {'same': lambda b: jnp.asarray(b['x']), 'twice': lambda b: 2 * b['x']}
+  features, labels = evals.extract(fns, batches(x, y, 8))
+  np.testing.assert_array_equal(features['same'], x)
+  np.testing.assert_array_equal(features['twice'], 2 * x)
+  np.testing.assert_array_equal(labels, y)
+  features, labels = evals.extract(fns, batches(x, y, 8), limit=10)
+  np.testing.assert_array_equal(features['same'], x[:10])
+  np.testing.assert_array_equal(labels, y[:10])
+
+
+def test_extract_reads_no_more_batches_than_the_limit_needs():
+  x, y = blobs(64)
+  read = []
+
+  def counted():
+    for batch in batches(x, y, 8):
+      read.append(batch)
+      yield batch
+
+  evals.extract({'same': lambda b: b['x']}, counted(), limit=16)
+  assert len(read) == 2
+
+
+def test_extract_from_arrays_on_all_devices():
+  mesh = sharding.mesh()
+  x, y = blobs(29)
+  fn = jax.jit(lambda b: b['x'] + 1, out_shardings=sharding.replicated(mesh))
+  on_mesh = (sharding.global_batch(mesh, b) for b in batches(x, y, 16))
+  features, labels = evals.extract({'f': fn}, on_mesh)
+  np.testing.assert_allclose(features['f'], x + 1)
+  np.testing.assert_array_equal(labels, y)
+
+
+# k-NN
+
+
+KINDS = ('features', 'labels')
+
+
+def test_knn_gives_the_published_numbers():
+  g = np.load(GOLDEN)
+  scores = knn(*(g[f'{s}_{k}'] for s in ('train', 'test') for k in KINDS))
+  for k in (10, 20, 100, 200):
+    np.testing.assert_allclose(scores[k], g[f'top1_top5_k{k}'], atol=1e-4)
+
+
+def knn_by_loops(train_x, train_y, test_x, test_y, k, temperature=0.07):
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+  hits = np.zeros(2)
+  for x, y in zip(unit(test_x), test_y):
+    cosine = unit(train_x) @ x
+    votes = np.zeros(train_y.max() + 1)
+    for i in np.argsort(-cosine)[:k]:
+      votes[train_y[i]] += np.exp(cosine[i] / temperature)
+    ranked = np.argsort(-votes)
+    hits += ranked[0] == y, y in ranked[:5]
+  return 100 * hits / len(test_y)
+
+
+@pytest.mark.parametrize('tests', [1, 37, 300])
+def test_knn_equals_its_definition_for_any_number_of_queries(tests):
+  data = *blobs(90, 8, spread=1.5), *blobs(tests, 8, spread=1.5, seed=1)
+  scores = knn(*data, ks=(1, 40))
+  # One neighbour votes for one class: what comes second is no one's choice.
+  assert scores[1][0] == pytest.approx(knn_by_loops(*data, 1)[0])
+  np.testing.assert_allclose(scores[40], knn_by_loops(*data, 40), atol=1e-4)
+
+
+def test_knn_takes_all_neighbours_when_there_are_fewer_than_k():
+  data = *blobs(15), *blobs(20, seed=1)
+  scores = knn(*data, ks=(15, 200))
+  assert scores[200] == scores[15]
+
+
+def test_knn_counts_classes_itself_and_ignores_length():
+  train_x, train_y = blobs(40, classes=3)
+  test_x, test_y = blobs(30, classes=3, seed=1)
+  scores = knn(train_x, train_y, test_x, test_y)
+  assert scores[20][1] == 100.0  # three classes: the right one is in five
+  lengths = np.linspace(0.1, 9, 40, dtype=np.float32)[:, None]
+  assert knn(train_x * lengths, train_y, 5 * test_x, test_y) == scores
+  # Labels with gaps are labels too.
+  assert knn(train_x, 50 * train_y, test_x, 50 * test_y) == scores
+
+
+def test_knn_of_a_sharded_bank_is_the_same():
+  mesh = sharding.mesh()
+  train_x, train_y = blobs(64)
+  test = blobs(50, seed=1)
+  sharded = jax.device_put(train_x, sharding.data(mesh))
+  assert knn(sharded, train_y, *test) == knn(train_x, train_y, *test)
+
+
+# linear
+
+
+def test_linear_equals_scikit_learn_at_the_penalty_it_chose(monkeypatch):
+  train = blobs(200, 5, dim=12, spread=2.5)
+  test = blobs(300, 5, dim=12, spread=2.5, seed=1)
+  monkeypatch.setattr(evals.linear, 'PENALTIES', (0.1,))
+  mean, std = train[0].mean(0), train[0].std(0)
+  model = RidgeClassifier(alpha=0.1 * 200).fit(
+    (train[0] - mean) / std, train[1]
+  )
+  # scikit-learn codes targets as -1 and 1: the same arg max.
+  theirs = 100 * model.score((test[0] - mean) / std, test[1])
+  assert linear(*train, *test) == pytest.approx(theirs)
+
+
+def test_linear_chooses_its_penalty_on_train_alone(monkeypatch):
+  """Among much noise a large penalty is best, and train can tell."""
+  rng = np.random.default_rng(0)
+
+  def noisy(count, seed):
+    x, y = blobs(count, 3, dim=4, spread=1.0, seed=seed)
+    noise = rng.standard_normal((count, 150), np.float32)
+    return np.concatenate([x, noise], 1), y
+
+  train, test = noisy(200, 0), noisy(300, 1)
+  chosen = linear(*train, *test)
+  # Another half of the test set, with wrong labels, changes no answer.
+  doubled = np.tile(test[0], (2, 1)), np.append(test[1], (test[1] + 1) % 3)
+  shifted = linear(*train, test[0], (test[1] + 1) % 3)
+  assert linear(*train, *doubled) == pytest.approx((chosen + shifted) / 2)
+  monkeypatch.setattr(evals.linear, 'PENALTIES', (1e-4,))
+  assert chosen > linear(*train, *test) + 5
+
+
+def test_linear_survives_constant_and_equal_features():
+  train_x, train_y = blobs(100)
+  test_x, test_y = blobs(100, seed=1)
+  before = linear(train_x, train_y, test_x, test_y)
+
+  def more(x):
+    return np.concatenate([x, x[:, :1], np.full((len(x), 2), 1e3)], 1).astype(
+      np.float32
+    )
+
+  after = linear(more(train_x), train_y, more(test_x), test_y)
+  assert after == pytest.approx(before, abs=3)
+
+
+def test_linear_of_raw_pixels_takes_seconds():
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((10_000, 784), np.float32)
+  y = rng.integers(0, 10, 10_000)
+  start = time.process_time()
+  linear(x, y, x[:2000], y[:2000])
+  assert time.process_time() - start < 6  # of all cores: 3 s on two
+
+
+# both
+
+
+@pytest.mark.parametrize('evaluator', [knn, linear])
+@pytest.mark.parametrize('split', [1, 3])
+def test_unlabelled_images_are_refused(evaluator, split):
+  data = [*blobs(20), *blobs(10)]
+  data[split] = np.where(np.arange(len(data[split])) == 3, -1, data[split])
+  with pytest.raises(UserError, match='label'):
+    evaluator(*data)
+
+
+def test_evaluate_names_its_figures_and_extracts_once():
+  train, test = blobs(60), blobs(33, seed=1)
+  calls = []
+
+  def good(batch):
+    calls.append('good')
+    return batch['x']
+
+  fns = {'good': good, 'bad': lambda batch: 0 * batch['x']}
+  scores = evals.evaluate(
+    evals.EVALS, fns, batches(*train, 16), batches(*test, 16), limit=50
+  )
+  assert set(scores) == {
+    f'{name}/{who}' for name in ('knn', 'linear') for who in ('good', 'bad')
+  }
+  assert len(calls) == 4 + 3
+  used = train[0][:50], train[1][:50]
+  assert scores['knn/good'] == knn(*used, *test)[20][0]
+  assert scores['linear/good'] == linear(*used, *test)
+  assert scores['linear/bad'] < 50 < 90 < scores['linear/good']
