@@ -156,7 +156,7 @@ def shrink(c: ConfigDict) -> ConfigDict:
   c.model.dtype = 'float32'
   c.head.out_dim, c.head.hidden, c.head.bottleneck = 64, 32, 16
   c.loss.teacher_temp_warmup_epochs = 0
-  c.optim.warmup_epochs = 0.0
+  c.optim.warmup_epochs = 0.005  # a few steps: Adam's first would be all sign
   c.optim.freeze_last_layer_epochs = 0
   c.eval.size, c.eval.train_images = 28, 256
   c.eval.every_epochs = 0.0

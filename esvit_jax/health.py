@@ -1,88 +1,241 @@
 """Is it learning? Signs of collapse and divergence, and what to try.
 
-Everything is read off the metrics of a run:
+With K prototypes, ln K is the loss of a student that knows nothing of the
+teacher, and these say what the teacher tells of one batch's images:
 
-  loss                 ln K is chance: the student knows nothing of the teacher
-  teacher_entropy      of one view's prototypes; 0: one prototype, ln K: all
-  teacher_kl_uniform   of the batch's mean from uniform; ln K: all images on
-                       one prototype, 0: prototypes used alike
+  teacher_entropy      of the targets; 0: one prototype each, ln K: all alike
+  teacher_kl_uniform   of the mean target; ln K: one prototype for all images
+  ln K - teacher_kl_uniform - teacher_entropy
+                       what the targets tell of which image they belong to:
+                       exp of it is the number of groups they tell apart. Both
+                       kinds of collapse, to one prototype and to all of them,
+                       take it to 1, and a wandering centre leaves it alone
   feature_spread       1: features fill the sphere, 0: all are one point
-  distinct_matches     share of the other view's regions that some region
-                       picks; near 0: all regions look the same
+  feature_rank         dimensions that features use
+  distinct_matches     share of one view's regions that the other's match
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-EARLY = 5  # reports before a verdict is given
+RECENT = 5  # reports that a verdict looks at, by their median
+
+# Below these something is wrong: at once, if it was thrice as good before,
+# else once the learning rate is past its warm-up.
+GROUPS = 1.4
+SPREAD = 0.05
+RANK = 1.5
+DISTINCT = 0.15
+# Below this something is wrong at any time.
+IN_USE = 1.5
 
 
 def rankme(features: np.ndarray) -> float:
   """Effective rank: exp of the entropy of the singular values' shares.
 
-  RankMe (arXiv 2210.02885). Between 1 and min(N, D).
+  RankMe (arXiv 2210.02885). A few hundred images are enough.
 
   Args:
     features: f32[N, D].
+
+  Returns:
+    Between 1 and min(N, D).
   """
   values = np.linalg.svd(np.asarray(features, np.float64), compute_uv=False)
   share = values / max(values.sum(), 1e-12) + 1e-12
   return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def verdict(history: list[dict], prototypes: int) -> list[str]:
-  """What the last reports mean, a line each; none for a healthy run.
+def spread(features) -> float:
+  """How far unit features lie from their mean, as root mean square.
 
   Args:
-    history: lines of metrics.jsonl.
-    prototypes: K.
+    features: f32[N, D], of any length.
+
+  Returns:
+    1 where they fill the sphere, 0 where all point the same way.
   """
-  lines = [x for x in history if 'train/loss' in x]
-  if not lines:
+  x = np.asarray(features, np.float64)
+  x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+  return float(np.sqrt(x.var(0).sum()))
+
+
+class Signal(NamedTuple):
+  """One metric: its recent median and the best it has been."""
+
+  now: float
+  best: float
+
+  def fell_below(self, least: float, settled: bool) -> bool:
+    """Too low, and not just because the run has only begun."""
+    return self.now < least and (settled or self.best > 3 * least)
+
+
+def verdict(history: list[dict], prototypes: int) -> list[str]:
+  """What a run's reports mean, the gravest first.
+
+  Args:
+    history: lines of metrics.jsonl, oldest first.
+    prototypes: K.
+
+  Returns:
+    Lines such as 'diverging: what is seen; what to try'. What stands before
+    the colon names the finding and stays the same from report to report:
+    'not finite', 'diverging', 'collapsing to one point', 'collapsing to
+    uniform', 'dead regions', 'stuck at chance', else one of 'healthy' and
+    'too early to say'. Empty where nothing was reported.
+  """
+  reports = [line for line in history if 'train/loss' in line]
+  if not reports:
     return []
-  last, chance = lines[-1], math.log(prototypes)
-  get = lambda name: last.get(f'train/{name}')  # noqa: E731
-  said = []
-  if get('skipped'):
-    said.append(
-      f'step {last["step"]} had no finite loss or gradient and was not '
-      'applied; if more follow, lower optim.lr or use model.dtype=float32'
-    )
-  if len(lines) < EARLY:
-    return said
-
-  entropy, kl = get('teacher_entropy'), get('teacher_kl_uniform')
-  spread, distinct = get('feature_spread'), get('distinct_matches')
-  if kl is not None and kl > 0.95 * chance and entropy < 0.05 * chance:
-    said.append(
-      'collapsing: nearly all images fall on one prototype; raise '
-      'loss.teacher_temp or lower loss.center_momentum'
-    )
-  elif entropy is not None and entropy > 0.98 * chance:
-    said.append(
-      'collapsing: the teacher gives every prototype the same probability; '
-      'lower loss.teacher_temp, or check that the centre can follow'
-    )
-  if spread is not None and spread < 0.02:
-    said.append(
-      'collapsing: all features are nearly one point; lower optim.lr, raise '
-      'optim.warmup_epochs or batch_size'
-    )
-  if distinct is not None and distinct < 1.5 / _regions(lines):
-    said.append(
-      'regions look alike: each picks the same match; train longer before '
-      'adding the region loss (config.init), or lower loss.region_weight'
-    )
-  losses = [x['train/loss'] for x in lines if x['train/loss'] is not None]
-  if losses and losses[-1] > 1.2 * chance and losses[-1] > losses[0]:
-    said.append(
-      f'diverging: the loss has risen to {1.2:.1f} times chance '
-      f'({chance:.2f}) and more; lower optim.lr'
-    )
-  return said
+  chance = math.log(prototypes)
+  settled = _past_warmup(reports)
+  found = _not_finite(reports)
+  if len(reports) >= RECENT:
+    found += _diverging(reports, chance)
+    found += _collapsing(reports, chance, settled)
+    found += _dead_regions(reports, settled)
+    found += _stuck(reports, chance) if settled and not found else []
+  return found or [_well(reports, chance, settled)]
 
 
-def _regions(lines: list[dict]) -> float:
-  """How many regions there are to pick, by the largest share ever unpicked."""
-  return 49.0 if lines else 1.0
+def _not_finite(reports) -> list[str]:
+  # A skipped step is always reported, whatever the interval.
+  recent = reports[-2 * RECENT :]
+  skipped = [x['step'] for x in recent if x.get('train/skipped')]
+  if not skipped:
+    return []
+  return [
+    f'not finite: step {skipped[-1]} had no finite loss or gradient and was '
+    f'skipped ({len(skipped)} of the last {len(recent)} reports); if it goes '
+    'on, lower optim.lr or set model.dtype=float32'
+  ]
+
+
+def _diverging(reports, chance) -> list[str]:
+  losses = _values(reports, 'loss')
+  if len(losses) < 2 * RECENT:
+    return []
+  now, before = losses[-RECENT:], losses[-2 * RECENT : -RECENT]
+  now, before = np.median(now), np.median(before)
+  if now < 1.1 * chance or now < before:
+    return []
+  return [
+    f'diverging: the loss has grown from {before:.3g} to {now:.3g}, above '
+    f'chance ({chance:.3g}); lower optim.lr, or raise optim.warmup_epochs'
+  ]
+
+
+def _collapsing(reports, chance, settled) -> list[str]:
+  fill = _signal(reports, 'feature_spread')
+  rank = _signal(reports, 'feature_rank')
+  flat = (fill and fill.fell_below(SPREAD, settled)) or (
+    rank and rank.fell_below(RANK, settled)
+  )
+  entropy, kl, groups = _targets(reports, chance)
+  if groups:
+    in_use = math.exp(chance - kl.now)
+    same = groups.fell_below(GROUPS, settled or flat)
+    if same and entropy.now > 0.9 * chance:
+      return [
+        'collapsing to uniform: the teacher gives all prototypes nearly the '
+        f'same probability (entropy {entropy.now:.3g} of {chance:.3g}); lower '
+        'loss.teacher_temp or optim.lr, or raise '
+        'loss.teacher_temp_warmup_epochs'
+      ]
+    if same or in_use < IN_USE:
+      return [
+        'collapsing to one point: the teacher gives nearly the same target to '
+        f'all images ({in_use:.1f} of {math.exp(chance):.0f} prototypes in '
+        f'use, {groups.now:.1f} groups told apart); lower optim.lr or '
+        'loss.center_momentum, or raise loss.teacher_temp'
+      ]
+  if flat:
+    seen = [f'spread {fill.now:.2g} of 1'] if fill else []
+    seen += [f'effective rank {rank.now:.1f}'] if rank else []
+    return [
+      'collapsing to one point: the features of all images look alike '
+      f'({", ".join(seen)}); lower optim.lr, or raise optim.warmup_epochs or '
+      'batch_size'
+    ]
+  return []
+
+
+def _dead_regions(reports, settled) -> list[str]:
+  distinct = _signal(reports, 'distinct_matches')
+  if not distinct or not distinct.fell_below(DISTINCT, settled):
+    return []
+  return [
+    f'dead regions: only {100 * distinct.now:.0f} % of the regions are matched '
+    'by any other, so regions look alike; train with loss.region_weight=0 '
+    'first and go on from there with init.checkpoint, or lower optim.lr'
+  ]
+
+
+def _stuck(reports, chance) -> list[str]:
+  loss = _signal(reports, 'loss')
+  if not loss or loss.now < 0.98 * chance:
+    return []
+  return [
+    f'stuck at chance: the loss is {loss.now:.3g}, knowing nothing gives '
+    f'{chance:.3g}; raise batch_size or optim.lr, or lower loss.teacher_temp'
+  ]
+
+
+def _well(reports, chance, settled) -> str:
+  loss = _signal(reports, 'loss')
+  said = [f'loss {loss.now:.3g}, chance {chance:.3g}'] if loss else []
+  *_, groups = _targets(reports, chance)
+  if groups:
+    said.append(f'targets tell {groups.now:.1f} groups of images apart')
+  if fill := _signal(reports, 'feature_spread'):
+    said.append(f'feature spread {fill.now:.2f} of 1')
+  if rank := _signal(reports, 'feature_rank'):
+    said.append(f'effective rank {rank.now:.0f}')
+  if distinct := _signal(reports, 'distinct_matches'):
+    said.append(f'{100 * distinct.now:.0f} % of regions matched')
+  still_high = not loss or loss.now > 0.9 * chance
+  early = len(reports) < RECENT or (still_high and not settled)
+  name = 'too early to say' if early else 'healthy'
+  return f'{name}: {"; ".join(said) or "no finite loss yet"}'
+
+
+def _past_warmup(reports) -> bool:
+  """Whether the learning rate has begun to fall."""
+  rates = _values(reports, 'lr')
+  return bool(len(rates)) and rates[-1] < max(rates)
+
+
+def _targets(reports, chance) -> tuple[Signal | None, ...]:
+  """Entropy, KL of the mean from uniform, and groups told apart (1 or more)."""
+  entropy = _signal(reports, 'teacher_entropy')
+  kl = _signal(reports, 'teacher_kl_uniform')
+  if not entropy or not kl:
+    return None, None, None
+  told = [
+    math.exp(max(chance - k - h, 0))
+    for k, h in zip(
+      _values(reports, 'teacher_kl_uniform'),
+      _values(reports, 'teacher_entropy'),
+    )
+  ]
+  return entropy, kl, _track(told)
+
+
+def _signal(reports, name: str) -> Signal | None:
+  return _track(_values(reports, name))
+
+
+def _track(values) -> Signal | None:
+  values = list(values)
+  if not values:
+    return None
+  return Signal(float(np.median(values[-RECENT:])), max(values))
+
+
+def _values(reports, name: str) -> list[float]:
+  """All finite values of a metric, oldest first; null stands for NaN."""
+  values = (x.get(f'train/{name}') for x in reports)
+  return [x for x in values if x is not None and math.isfinite(x)]

@@ -19,7 +19,7 @@ def luma(image: jax.Array) -> jax.Array:
     r, g, b = image
     weighted = 19595.0 * r + 38470.0 * g + 7471.0 * b  # exact below 2**24
     return jnp.floor((weighted + 32768.0) / 65536.0)[None]
-  return jnp.floor(jnp.mean(image, axis=0, keepdims=True) + 0.5)
+  return crops.cut(jnp.mean(image, axis=0, keepdims=True) + 0.5)
 
 
 def grayscale(image: jax.Array, apply: jax.Array) -> jax.Array:
@@ -37,7 +37,7 @@ def solarize(
 
 def blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
   """PIL's blend: factor 0 gives `other`, 1 the image; the fraction is cut."""
-  return jnp.floor(jnp.clip(other + factor * (image - other), 0.0, 255.0))
+  return crops.cut(jnp.clip(other + factor * (image - other), 0.0, 255.0))
 
 
 def shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
@@ -58,18 +58,18 @@ def shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
   start = jnp.where(red, 0.0, jnp.where(green, 85.0, 170.0))
   # Levels are whole, so the least divisor of 1 only ever replaces 0.
   hue = start + 42.5 * lead / jnp.maximum(chroma, 1.0)
-  hue = jnp.floor(jnp.where(hue < 0.0, hue + 255.0, hue)) + shift
+  hue = crops.cut(jnp.where(hue < 0.0, hue + 255.0, hue)) + shift
   # Bytes wrap at 256 although the circle has 255 steps: PIL's way.
   hue = jnp.where(hue < 0.0, hue + 256.0, hue)
   hue = jnp.where(hue >= 256.0, hue - 256.0, hue)
-  saturation = jnp.floor(255.0 * chroma / jnp.maximum(value, 1.0)) / 255.0
+  saturation = crops.cut(255.0 * chroma / jnp.maximum(value, 1.0)) / 255.0
   # One formula for the six sectors: each channel dips below the value in
   # turn. Channels stay one array, as stacking planes spoils XLA's CPU loops.
   turn = jnp.asarray([5.0, 3.0, 1.0])[:, None, None]
   k = hue[None] * (6.0 / 255.0) + turn  # C h w
   k = jnp.where(k >= 6.0, k - 6.0, k)
   dip = jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
-  return jnp.floor(value[None] * (1.0 - saturation[None] * dip) + 0.5)
+  return crops.cut(value[None] * (1.0 - saturation[None] * dip) + 0.5)
 
 
 def color_jitter(
@@ -105,7 +105,7 @@ def color_jitter(
 
   def step(image, operation):
     grey = luma(image)
-    mean = jnp.floor(jnp.mean(grey) + 0.5)
+    mean = crops.cut(jnp.mean(grey) + 0.5)
     other = jnp.where(operation == 1, mean, 0.0)
     other = jnp.where(operation == 2, grey, other)
     blended = blend(image, other, factors[operation])

@@ -8,3 +8,5 @@ import jax
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Tests check numbers, not speed: compile twice as fast.
+jax.config.update('jax_disable_most_optimizations', True)

@@ -6,9 +6,11 @@ goldens/esvit/manifest.json.
 
 import functools
 import json
+import math
 import pathlib
 import zlib
 
+import jax
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent / 'goldens' / 'esvit'
@@ -87,6 +89,20 @@ def _weight(prefix, key, shape, dtype) -> np.ndarray:
   else:
     z = 0.02 * z
   return z.astype(np.float32)
+
+
+def random_variables(shapes, seed: int = 0) -> dict:
+  """Variables of these shapes in which nothing is zero; compiles nothing."""
+  rng = np.random.default_rng(seed)
+
+  def fill(path, leaf):
+    z = rng.standard_normal(leaf.shape).astype(np.float32)
+    if path[-1].key == 'scale':
+      return 1 + 0.1 * z
+    fan_in = math.prod(leaf.shape[:-1])
+    return z / math.sqrt(fan_in) if leaf.ndim > 1 else 0.1 * z
+
+  return jax.tree.map_with_path(fill, shapes)
 
 
 def _generator(name: str) -> np.random.Generator:

@@ -51,13 +51,13 @@ def test_published_head_with_batch_norm():
 def small(**fields):
   head = DINOHead(6, hidden=16, bottleneck=8, init_scale='fan_in', **fields)
   x = jax.random.normal(KEY, (2, 3, 5))
-  return head, head.init(KEY, x), x
+  return head, jax.jit(head.init)(KEY, x), x
 
 
 def test_outputs_are_unit_vectors_and_unit_prototypes():
   for dtype in (jnp.float32, jnp.bfloat16):
     head, variables, x = small(dtype=dtype)
-    u, prototypes = head.apply(variables, x)
+    u, prototypes = jax.jit(head.apply)(variables, x)
     assert u.shape == (2, 3, 8) and prototypes.shape == (6, 8)
     assert u.dtype == prototypes.dtype == jnp.float32
     np.testing.assert_allclose(jnp.linalg.norm(u, axis=-1), 1, rtol=1e-5)
@@ -74,7 +74,7 @@ def test_norm_last_layer_stops_the_lengths_alone():
       u, prototypes = head.apply(variables, x)
       return ((u @ prototypes.T) ** 3).sum()
 
-    grads = jax.grad(logits)(variables)['params']
+    grads = jax.jit(jax.grad(logits))(variables)['params']
     assert (jnp.abs(grads['last_layer']['g']).max() == 0) == fixed
     assert jnp.abs(grads['last_layer']['v']).max() > 0
     assert jnp.abs(grads['fc0']['kernel']).max() > 0
@@ -84,7 +84,7 @@ def test_gradient_is_finite_where_the_mlp_gives_zero():
   head, variables, x = small()
   zero = jax.tree.map(jnp.zeros_like, variables)
   zero['params']['last_layer'] = variables['params']['last_layer']
-  grads = jax.grad(lambda v: head.apply(v, x)[0].sum())(zero)
+  grads = jax.jit(jax.grad(lambda v: head.apply(v, x)[0].sum()))(zero)
   assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 

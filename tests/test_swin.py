@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from esvit_jax import convert, models
 from esvit_jax.errors import UserError
@@ -135,11 +136,11 @@ def test_shifted_windows_do_not_see_across_the_border():
   np.testing.assert_array_equal(parts[:4], parts[4:])  # views alike
 
 
-@functools.cache
 def small(channels: int = 3, **overrides):
+  """A backbone and random weights for it."""
   backbone = models.build({**SMALL, **overrides})
-  groups = (jnp.zeros((1, 1, 20, 20, channels)),)
-  return backbone, jax.jit(backbone.init)(KEY, groups)
+  shapes = models.abstract_variables(backbone, channels)
+  return backbone, golden_weights.random_variables(shapes)
 
 
 def random_groups(B=2, channels=3):
@@ -224,14 +225,49 @@ def test_remat_changes_nothing_and_gradients_reach_everything():
 def test_drop_path_is_for_training_only():
   backbone, variables = small(drop_path=0.5)
   groups = random_groups()
-  still = jax.jit(backbone.apply)(variables, groups)
+  still = jax.make_jaxpr(backbone.apply)(variables, groups)
+  assert str(still) == str(jax.make_jaxpr(small()[0].apply)(variables, groups))
   moved = jax.jit(functools.partial(backbone.apply, train=True))(
     variables, groups, rngs={'drop_path': KEY}
   )
+  for x, y in zip(exact(), moved):
+    assert (jnp.abs(x.view - y.view).max(-1) > 1e-3).any()
+
+
+def test_bfloat16_is_close_and_keeps_float32_parameters():
+  backbone, variables = small(dtype='bfloat16')
+  made = models.abstract_variables(backbone)
+  assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype('float32')}
+  rough = jax.jit(backbone.apply)(variables, random_groups())
+  for x, y in zip(exact(), rough):
+    assert y.grid.dtype == jnp.float32
+    cosine = (x.grid * y.grid).sum(-1) / (
+      jnp.linalg.norm(x.grid, axis=-1) * jnp.linalg.norm(y.grid, axis=-1)
+    )
+    assert cosine.min() > 0.998
+    assert jnp.abs(x.view - y.view).max() < 0.05
+
+
+def test_a_sharded_batch_needs_no_communication():
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  split = NamedSharding(mesh, PartitionSpec('data'))
+  whole = NamedSharding(mesh, PartitionSpec())
+  backbone, variables = small(drop_path=0.3)
+  forward = jax.jit(
+    lambda v, g, k: backbone.apply(v, g, train=True, rngs={'drop_path': k}),
+    in_shardings=(whole, split, whole),
+    out_shardings=split,
+  )
   compiled = forward.lower(variables, random_groups(B=8), KEY).compile()
   text = compiled.as_text()
-  for collective in ('all-gather', 'all-reduce', 'permute', 'all-to-all'):
-    assert f'{collective}(' not in text.replace('collective-', '')
+  assert 'dot(' in text
+  for collective in (
+    'all-gather',
+    'all-reduce',
+    'all-to-all',
+    'collective-permute',
+  ):
+    assert f'{collective}(' not in text
 
 
 @pytest.mark.parametrize(
@@ -245,9 +281,37 @@ def test_drop_path_is_for_training_only():
     ({'name': 'swin_tiny', 'dtype': 'float61'}, "'float32' or 'bfloat16'"),
     ({'name': 'swin_tiny', 'dtype': 'float16'}, "'float32' or 'bfloat16'"),
     ({}, "no backbone 'None'"),
+    ({'name': 'swin_tiny', 'window': 0}, 'window of swin_tiny is 0'),
+    ({'name': 'swin_tiny', 'drop_path': 1.0}, 'use 0 up to below 1'),
   ],
 )
 def test_configs_that_do_not_fit(config, words):
   with pytest.raises(UserError, match=words) as error:
     models.build(config)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('scale', ['published', 'fan_in'])
+def test_weights_at_the_start(scale):
+  backbone = models.build(
+    {
+      'name': 'swin',
+      'dims': (64,),
+      'depths': (1,),
+      'heads': (1,),
+      'patch': 2,
+      'init_scale': scale,
+    }
+  )
+  images = jnp.zeros((1, 1, 4, 4, 3))
+  params = jax.jit(backbone.init)(KEY, (images,))['params']
+  block = params['stage0_block0']
+  expected = {'published': 0.02, 'fan_in': 64**-0.5}[scale]
+  for layer in (block['attn']['qkv'], block['mlp']['fc1']):
+    np.testing.assert_allclose(layer['kernel'].std(), expected, rtol=0.05)
+  np.testing.assert_allclose(block['attn']['bias_table'].std(), 0.02, rtol=0.2)
+  for zero in (block['attn']['qkv_bias'], block['mlp']['fc2']['bias']):
+    np.testing.assert_array_equal(zero, 0)
+  bound = (2 * 2 * 3) ** -0.5  # of a convolution, PyTorch's own
+  for leaf in params['patch_embed'].values():
+    assert 0.8 * bound < jnp.abs(leaf).max() <= bound

@@ -48,7 +48,14 @@ _KINDS = {
 def _stand_ins() -> dict[str, types.ModuleType]:
   """Modules whose classes pickle as torch's do."""
   names = {
-    'torch': [*_KINDS.values(), 'BFloat16Storage', 'Size', 'device', 'float32'],
+    'torch': [
+      *_KINDS.values(),
+      'BFloat16Storage',
+      'Size',
+      'device',
+      'float32',
+      'uint16',
+    ],
     'torch._utils': [
       '_rebuild_tensor_v2',
       '_rebuild_tensor_v3',
@@ -137,9 +144,14 @@ def _members(tree, protocol=2, order=b'little') -> dict[str, bytes]:
 
 
 def _zip(path, members, root='archive/', method=zipfile.ZIP_STORED):
-  with zipfile.ZipFile(path, 'w', method) as archive:
+  """Writes a zip whose members begin at multiples of 64, as torch's do."""
+  with open(path, 'wb') as file, zipfile.ZipFile(file, 'w') as archive:
     for name, raw in members.items():
-      archive.writestr(root + name, raw)
+      entry = zipfile.ZipInfo(root + name)
+      entry.compress_type = method
+      room = -(file.tell() + 34 + len(entry.filename.encode())) % 64
+      entry.extra = struct.pack('<HH', 0x4246, room) + bytes(room)
+      archive.writestr(entry, raw)
   return path
 
 
@@ -247,9 +259,6 @@ def test_bfloat16_becomes_float32_exactly(save):
 
 def test_an_untyped_storage_takes_the_type_of_its_tensor(save):
   storage = _Storage(_UNTYPED, np.arange(4, dtype='u2').tobytes(), 8)
-  dtype = types.SimpleNamespace
-  del dtype
-  _TORCH.uint16 = type('uint16', (), {'__module__': 'torch'})
   args = (storage, 1, (3,), (1,), False, {}, _TORCH.uint16)
   tree = {'a': _Call(_UTILS._rebuild_tensor_v3, args), 'raw': storage}
   found = read(save(tree))
@@ -559,8 +568,7 @@ def test_nothing_of_an_exploit_runs(save, tmp_path):
     (b'}])R.', 'calls'),
     (b'ctorch\nFloatStorage\n)R.', 'calls'),
     (b'ctorch\nFloatStorage\n)\x81.', 'calls'),
-    (b'}ctorch\nSize\n)Rb.', 'damaged'),
-    (b']}b.', 'sets attributes of a list'),
+    (b']}b.', 'sets attributes of an object of type list'),
     (b'ctorch\nSize\n}b.', 'sets attributes'),
     (b'ctorch\nFloatStorage\n}b.', 'sets attributes'),
     (b'}Q.', 'no storage'),
@@ -568,8 +576,8 @@ def test_nothing_of_an_exploit_runs(save, tmp_path):
     (b'X\6\0\0\0systemQ.', 'no storage'),
     (b'}X\1\0\0\0actorch\nFloatStorage\ns.', 'a name where a value'),
     (b'}X\1\0\0\0acnumpy\nndarray\n)Rs.', 'calls'),
-    (b'}}}s.', 'as a key'),
-    (b'})Ns.', 'as a key'),
+    (b'}}}s.', 'has a key of type'),
+    (b'})Ns.', 'has a key of type'),
     (b'0.', 'instruction'),
     (b'.', 'damaged'),
     (b't.', 'damaged'),
@@ -596,47 +604,44 @@ def test_an_odd_pickle_is_refused(save_pickle, code, word):
   assert word in _refusal(save_pickle(code))
 
 
-def _texts(count):
-  """Opcodes that fill memo 0 with a list of `count` short texts."""
-  one = b''.join(b'M' + struct.pack('<H', i % 60000) for i in range(count))
-  return b'](' + one + b'eq\0'
+_SET = b'c__builtin__\nset\nh\0\x85R'  # of the list in memo 0
+_ALIKE = [(i * (2**61 - 1)).to_bytes(11, 'little') for i in range(100_000)]
+_LONG = b'X' + struct.pack('<I', 8 << 20) + b'a' * (8 << 20)
 
 
 @pytest.mark.parametrize(
-  'code',
+  'code, word',
   [
-    b']' * 1_000_000 + b'a' * 999_999 + b'.',
-    b'(' * 500_000 + b't' * 500_000 + b'.',
-    b'N' + b'\x85' * 1_000_000 + b'.',
-    b'}' + b'N' + b'\x85' * 1_000_000 + b'Ns.',
-    b'N' * 3_000_000 + b'.',
-    b']q\0h\0a.',
-    b'}q\0X\1\0\0\0ah\0s.',
-    b']' + b''.join(b'q%c](' % i + b'h%c' % i * 9 + b'e' for i in range(99)),
-    _texts(50_000) + b'c__builtin__\nset\nh\0\x85Rq\1' * 5000 + b'.',
-    b'](' + b''.join(
-      b'\x8a\x0b' + (i * (2**61 - 1)).to_bytes(11, 'little')
-      for i in range(100_000)
-    ) + b'eq\0c__builtin__\nset\nh\0\x85R.',
-    b'X' + struct.pack('<I', 8 << 20) + b'a' * (8 << 20)
-    + b'X\6\0\0\0latin1\x86q\0' + b'c_codecs\nencode\nh\0R' * 9999 + b'.',
-    b'ctorch\nSize\n((K\1' + b'K\1' * 99 + b'ttR.',
+    (b']' * 300_000 + b'a' * 299_999 + b'.', 'nests more'),
+    (b'(' * 300_000 + b't' * 300_000 + b'.', 'nests more'),
+    (b'N' + b'\x85' * 300_000 + b'.', 'nests more'),
+    (b'}N' + b'\x85' * 300_000 + b'Ns.', 'has a key of type'),
+    (b'N' * 2_000_000 + b'.', 'steps'),
+    (b']q\0h\0a.', 'nests more'),
+    (b'}q\0X\1\0\0\0ah\0s.', 'nests more'),
+    (b'](' + b'N' * 50_000 + b'eq\0' + _SET * 5000 + b'.', 'steps'),
+    (
+      b'](' + b''.join(b'\x8a\x0b' + n for n in _ALIKE) + b'eq\0' + _SET,
+      'has a key of type',
+    ),
+    (
+      _LONG + b'X\6\0\0\0latin1\x86q\0' + b'c_codecs\nencode\nh\0R' * 9999,
+      'steps',
+    ),
+    (b'ctorch\nSize\n((' + b'K\1' * 99 + b'ttR.', 'shape'),
   ],
-  ids=[
-    'deep lists', 'marks', 'deep tuples', 'deep key', 'long', 'own item',
-    'own value', 'laughs', 'sets', 'collisions', 'encodings', 'axes',
-  ],
-)  # fmt: skip
-def test_a_small_file_cannot_ask_for_much_work(save_pickle, code):
+  ids=range(11),
+)
+def test_a_small_file_cannot_ask_for_much_work(save_pickle, code, word):
   path = save_pickle(code)
   start = time.perf_counter()
-  _refusal(path)
+  assert word in _refusal(path)
   assert time.perf_counter() - start < 8
 
 
 def test_names_of_one_list_count_each_time(save_pickle):
   # Twice as long with each level, of few bytes: 2 ** 60 items to a walker.
-  code = b']' + b'q\0](h\0h\0e' * 60
+  code = b'(]q\0' + b'](h\0h\0eq\0' * 60 + b't'
   head = b'}X\1\0\0\0a'
   assert 'more than' in _refusal(save_pickle(head + code + b's.'))
 
@@ -749,7 +754,7 @@ def test_fuzz(tmp_path, watched):
   canary = tmp_path / 'canary'
   tree = {'aim': f'touch {canary}'} | _tree()
   path = tmp_path / 'a.pth'
-  rng = np.random.default_rng(int(os.environ.get('ESVIT_FUZZ') or 0))
+  rng = np.random.default_rng(0)
   whole = {p: _members(tree, protocol=p) for p in (2, 4)}
   raw = _zip(path, whole[2]).read_bytes()
   read(path)

@@ -87,6 +87,13 @@ def build(config: Mapping) -> nn.Module:
   for key, default in known.items():
     if default is dataclasses.MISSING and key not in fields:
       raise UserError(f"{name} needs the field '{key}': set model.{key}")
+  for key in ('window', 'patch', 'image_size'):
+    if fields.get(key, 1) < 1:
+      raise UserError(f'{key} of {name} is {fields[key]}: use 1 or more')
+  if not 0 <= fields.get('drop_path', 0) < 1:
+    raise UserError(
+      f'drop_path of {name} is {fields["drop_path"]}: use 0 up to below 1'
+    )
   if 'dtype' in fields:
     fields['dtype'] = _dtype(fields['dtype'])
   return module(**{k: _frozen(v) for k, v in fields.items()})

@@ -239,7 +239,9 @@ def bicubic_matrix(
     scale: the factor that maps coordinates; n_out / n_in by default.
   """
   a = -0.75
-  centre = (np.arange(n_out) + 0.5) / (scale or n_out / n_in) - 0.5
+  # PyTorch finds coordinates in float32: past 100 samples one sees it.
+  step = np.float32(1 / (scale or n_out / n_in))
+  centre = step * (np.arange(n_out, dtype=np.float32) + 0.5) - 0.5
   first = np.floor(centre).astype(int)
   matrix = np.zeros((n_out, n_in))
   for offset in (-1, 0, 1, 2):

@@ -1,0 +1,140 @@
+"""Which regions of two views a network takes for the same (spec 9)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from esvit_jax.analysis import plots
+
+TOP = 10  # published: only the pairs it is surest of count
+
+
+class Matches(NamedTuple):
+  """For every region of one grid its most similar region of another.
+
+  Surest first; positions are (row, column) in their grid.
+
+  Attributes:
+    first: i64[n, 2].
+    second: i64[n, 2].
+    similarity: cosine, f32[n].
+  """
+
+  first: np.ndarray
+  second: np.ndarray
+  similarity: np.ndarray
+
+
+def match(grid1: np.ndarray, grid2: np.ndarray) -> Matches:
+  """Matches all regions of `grid1`.
+
+  Args:
+    grid1: region features of one view, f32[h, w, D].
+    grid2: of another, f32[h', w', D].
+  """
+  cosine = np.einsum('hwd,HWd->hwHW', _unit(grid1), _unit(grid2))
+  cosine = cosine.reshape(grid1.shape[0] * grid1.shape[1], -1)  # hw HW
+  order = np.argsort(-cosine.max(1), kind='stable')
+  return Matches(
+    _positions(order, grid1),
+    _positions(cosine.argmax(1)[order], grid2),
+    cosine.max(1)[order],
+  )
+
+
+def flip_score(
+  grid1: np.ndarray, grid2: np.ndarray, stride: int, top: int = TOP
+) -> dict[str, float]:
+  """The published measure, on an image and its mirrored (recoloured) copy.
+
+  Args:
+    grid1: region features of the image, f32[h, w, D].
+    grid2: of the copy.
+    stride: pixels between regions.
+    top: how many matches count.
+
+  Returns:
+    accuracy (share of the `top` surest matches that are exactly right),
+    distance_error (their mean distance from it, pixels), and sim_11th, the
+    similarity of the first match that does not count.
+  """
+  first, second, similarity = match(grid1, grid2)
+  last_column = grid1.shape[1] - 1
+  mirrored = np.stack([first[:, 0], last_column - first[:, 1]], 1)
+  error = stride * np.linalg.norm(mirrored - second, axis=1)[:top]
+  return {
+    'accuracy': float((error == 0).mean()),
+    'distance_error': float(error.mean()),
+    'sim_11th': float(similarity[min(top, len(similarity) - 1)]),
+  }
+
+
+def correspondences_png(
+  path: str,
+  image1: np.ndarray,
+  image2: np.ndarray,
+  grid1: np.ndarray,
+  grid2: np.ndarray,
+  top: int = TOP,
+) -> None:
+  """Draws two views and lines between the regions that match best.
+
+  Args:
+    path: of the picture.
+    image1: view in 0..1, f32[H, W, C] (see plots.pixels).
+    image2: another, of any size.
+    grid1: region features of the first, f32[h, w, D].
+    grid2: of the second.
+    top: number of lines, the surest matches.
+  """
+  from matplotlib import colormaps
+  from matplotlib.figure import Figure
+  from matplotlib.patches import ConnectionPatch
+  from matplotlib.patheffects import Normal, Stroke
+
+  figure = Figure(figsize=(8, 4.2), dpi=150, layout='constrained')
+  axes = figure.subplots(1, 2)
+  for ax, image in zip(axes, (image1, image2)):
+    plots.draw(ax, image)
+  matches = match(grid1, grid2)
+  shown = min(top, len(matches.similarity))
+  colors = colormaps['plasma'](np.linspace(0.95, 0.15, shown))
+  halo = [Stroke(linewidth=3.5, foreground='white'), Normal()]
+  for rank in reversed(range(shown)):  # the surest on top
+    ends = [
+      _centre(matches.first[rank], grid1, image1),
+      _centre(matches.second[rank], grid2, image2),
+    ]
+    line = ConnectionPatch(
+      *ends,
+      coordsA=axes[0].transData,
+      coordsB=axes[1].transData,
+      color=colors[rank],
+      linewidth=1.8,
+      path_effects=halo,
+    )
+    figure.add_artist(line)
+    for ax, end in zip(axes, ends):
+      ax.plot(*end, 'o', ms=7, mfc=colors[rank], mec='white', mew=1.2)
+  surest, least = matches.similarity[[0, shown - 1]]
+  figure.suptitle(
+    f'{shown} surest matches of regions, cosine {surest:.3f} (yellow) to '
+    f'{least:.3f} (purple)',
+    fontsize=10,
+  )
+  figure.savefig(path)
+
+
+def _centre(position, grid, image) -> tuple[float, float]:
+  """x and y in pixels of a region's middle, where a pixel's is whole."""
+  y, x = (position + 0.5) * image.shape[:2] / grid.shape[:2] - 0.5
+  return x, y
+
+
+def _positions(index, grid) -> np.ndarray:
+  return np.stack(np.unravel_index(index, grid.shape[:2]), 1)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+  x = np.asarray(x, np.float32)
+  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
