@@ -1,12 +1,14 @@
 """Packaging: `pip install -e ".[dev]"` sets everything up."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
   name='esvit_jax',
   version='0.1.0',
   description='Self-supervised pre-training of efficient vision transformers',
-  long_description=open('README.md', encoding='utf-8').read(),
+  long_description=Path('README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',

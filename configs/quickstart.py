@@ -1,6 +1,6 @@
 """EsViT on 10,000 embedded images: minutes on a laptop's CPU, no network.
 
-  python -m main --config=configs/quickstart.py --workdir=runs/quickstart
+python -m main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from configs import common

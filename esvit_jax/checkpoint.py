@@ -7,7 +7,6 @@ complete, whatever killed the run. Kept are the last few and the best.
 import contextlib
 import logging
 import os
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -87,9 +86,7 @@ class Checkpoints:
     try:
       restored = self._manager.restore(
         step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(like._asdict())
-        ),
+        args=ocp.args.Composite(state=ocp.args.StandardRestore(like._asdict())),
       )
     except (ValueError, KeyError, OSError, TypeError) as e:
       raise UserError(

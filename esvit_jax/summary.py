@@ -63,9 +63,7 @@ def conclude(job, directory: str, metrics, pictures: list, say: Say) -> None:
     table.add_column({'knn': 'k-NN', 'linear': 'linear'}[kind], justify='right')
   for row, title in ROWS.items():
     scores = [metrics.last(f'{kind}/{row}') for kind in kinds]
-    table.add_row(
-      title, *('-' if x is None else f'{x:.1f}' for x in scores)
-    )
+    table.add_row(title, *('-' if x is None else f'{x:.1f}' for x in scores))
   if kinds:
     say(_text(table))
   say(f'metrics      {os.path.join(directory, "metrics.jsonl")}')

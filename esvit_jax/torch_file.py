@@ -236,12 +236,7 @@ class _Archive:
     if len(header) < 30 or header[:4] != b'PK\3\4':
       raise _RefusedError(f'is damaged at its member {name!r}')
     begin += 30 + sum(struct.unpack('<HH', header[26:]))
-    end = begin + entry.compress_size
-    if end > len(self.data):
-      raise _RefusedError(
-        f'is cut short in its member {name!r}: download it again'
-      )
-    raw = memoryview(self.data)[begin:end]
+    raw = memoryview(self.data)[begin : begin + entry.compress_size]
     if entry.compress_type == zipfile.ZIP_DEFLATED:
       try:
         unzip = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -34,9 +34,12 @@ from esvit_jax import (
   workdir,
 )
 from esvit_jax import state as state_lib
+from esvit_jax.analysis import pictures
 from esvit_jax.checkpoint import Checkpoints, restore_parts
 from esvit_jax.errors import UserError
 from esvit_jax.metrics import Metrics, Progress, duration
+
+RANK_IMAGES = 512  # the effective rank is read off this many
 
 
 class Job(NamedTuple):
@@ -108,8 +111,7 @@ def plan(config, mesh, sources, horizon) -> Job:
   """The functions and shapes of a run."""
   if config.method not in methods.METHODS:
     raise UserError(
-      f"no method '{config.method}': choose one of "
-      f'{", ".join(methods.METHODS)}'
+      f"no method '{config.method}': choose one of {', '.join(methods.METHODS)}"
     )
   method = methods.METHODS[config.method](config, horizon, mesh.size)
   params, _, _ = jax.eval_shape(method.init, jax.random.key(0))
@@ -136,9 +138,7 @@ def plan(config, mesh, sources, horizon) -> Job:
     k: jax.ShapeDtypeStruct(*v, sharding=sharding.data(mesh))
     for k, v in batch.items()
   }
-  job = Job(
-    config, mesh, sources, horizon, method, tx, schedules, state, batch
-  )
+  job = Job(config, mesh, sources, horizon, method, tx, schedules, state, batch)
   refuse_if_over(_least_memory(job), 'a train step needs at least')
   return job
 
@@ -245,7 +245,7 @@ def refuse_if_over(needed: int, what: str) -> None:
     raise UserError(
       f'{what} {needed / 2**30:.1f} GiB, there are {limit / 2**30:.1f} GiB: '
       'take a smaller batch_size, a larger accumulate, --config.model.remat=1 '
-      "or --config.placement=fsdp"
+      'or --config.placement=fsdp'
     )
 
 
@@ -285,6 +285,9 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
       metrics.flush()
     if first < steps:
       state = _loop(job, state, judge, checkpoints, metrics, progress)
+    paths = []
+    if out is not None and int(state.step) == steps:
+      paths = pictures.draw(job, state, metrics.history, directory)
   finally:
     checkpoints.close()
     metrics.close()
@@ -294,7 +297,7 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
       'from there'
     )
   else:
-    summary.conclude(job, directory, metrics, [], progress.say)
+    summary.conclude(job, directory, metrics, paths, progress.say)
   return state
 
 
@@ -330,13 +333,13 @@ def _loop(job, state, judge, checkpoints, metrics, progress):
       stop = stopping(done)
       judged = {}
       if last or (eval_every and done % eval_every == 0):
-        log.catch_up()
+        log.catch_up(report=True)
         paused = time.perf_counter()
         judged = judge(state, at_end=last)
         metrics.write(done, judged)
         progress.pause(time.perf_counter() - paused)
       if last or stop or (save_every and done % save_every == 0):
-        log.catch_up()
+        log.catch_up(report=stop)
         metrics.flush()
         checkpoints.save(state, judged)
       if stop:
@@ -356,7 +359,7 @@ class Log:
     self.bad_in_row = 0
     self._pending = None
     self._waited = 0.0
-    self._said: set[str] = set()
+    self._said = {'too early to say'}
 
   def receive(self, step: int, values: dict, waited: float) -> None:
     """Keeps the values of `step`, looks at those of the step before."""
@@ -365,16 +368,16 @@ class Log:
     self.progress.waited(waited - self._waited)
     self._waited = waited
 
-  def catch_up(self) -> None:
-    """Looks at the values in hand."""
+  def catch_up(self, report: bool = False) -> None:
+    """Looks at the values in hand; `report` tells them whatever the step."""
     if self._pending is None:
       return
     (step, values), self._pending = self._pending, None
     values = {f'train/{k}': float(v) for k, v in values.items()}
     bad = values['train/skipped'] > 0
     self.bad_in_row = self.bad_in_row + 1 if bad else 0
-    config, steps = self.job.config, self.job.horizon.steps
-    if not (bad or step % config.log_every == 0 or step == steps):
+    config = self.job.config
+    if not (bad or report or step % config.log_every == 0):
       return
     for name, schedule in self.job.schedules.items():
       values[f'train/{name}'] = float(schedule(step - 1))
@@ -383,9 +386,10 @@ class Log:
     self.metrics.write(step, values)
     history = [*self.metrics.history, self.metrics.pending]
     for line in health.verdict(history, config.head.out_dim):
-      if line not in self._said:
-        self._said.add(line)
-        self.progress.say(f'health: {line}')
+      finding = line.partition(':')[0]
+      if finding not in self._said:
+        self._said.add(finding)
+        self.progress.say(f'health {line}')
 
 
 @contextlib.contextmanager
@@ -483,14 +487,16 @@ class Judge:
     else:
       student = network(state.params, state.extra['student'])
       who = {'teacher': teacher, 'student': student}
+    limit = self.job.config.eval.train_images
+    train = evals.extract(who, self._batches('train'), limit)
+    test = evals.extract(who, self._batches('test'))
     names = evals.EVALS if at_start or at_end else ('knn',)
-    return evals.evaluate(
-      names,
-      who,
-      self._batches('train'),
-      self._batches('test'),
-      self.job.config.eval.train_images,
-    )
+    scores = evals.judge(names, train, test)
+    scores = {name: figures['top1'] for name, figures in scores.items()}
+    if not at_start:
+      sample = test[0]['teacher'][:RANK_IMAGES]
+      scores['train/feature_rank'] = health.rankme(sample)
+    return scores
 
   def _batches(self, split: str):
     config = self.job.config

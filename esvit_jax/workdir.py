@@ -1,10 +1,10 @@
 """A run's directory: one run at a time, always of the same config.
 
-  config.json       what is run
-  metrics.jsonl     one JSON object a line
-  checkpoints/      numbered by step
-  pictures/         PNG files
-  corrupt.txt       images that could not be read
+config.json       what is run
+metrics.jsonl     one JSON object a line
+checkpoints/      numbered by step
+pictures/         PNG files
+corrupt.txt       images that could not be read
 """
 
 import contextlib
@@ -38,7 +38,9 @@ def check(path: str, config: dict) -> None:
     with open(file, encoding='utf-8') as f:
       theirs = flatten(json.load(f))
   except (OSError, json.JSONDecodeError) as e:
-    raise UserError(f'cannot read {file} ({e}); choose another --workdir') from e
+    raise UserError(
+      f'cannot read {file} ({e}); choose another --workdir'
+    ) from e
   ours = flatten(json.loads(json.dumps(config)))
   differ = [
     f'{key}: {theirs.get(key)} there, {ours.get(key)} here'
@@ -69,9 +71,7 @@ def claim(path: str, config: dict):
     os.makedirs(path, exist_ok=True)
     lock = open(os.path.join(path, '.lock'), 'a+')  # noqa: SIM115
   except OSError as e:
-    raise UserError(
-      f'cannot write to --workdir={path}: {e.strerror}'
-    ) from e
+    raise UserError(f'cannot write to --workdir={path}: {e.strerror}') from e
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -72,6 +72,17 @@ def test_center_view_of_padding_is_finite():
   assert np.isfinite(view).all()
 
 
+@pytest.mark.parametrize('size, side', [(28, 28), (96, 32)])
+def test_raw_pixels_are_a_small_view(size, side):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (2, 100, 120, 3), np.uint8)
+  rest = {'mean': (0.5,) * 3, 'std': (0.2,) * 3}
+  sizes = np.array([(100, 120), (90, 70)])
+  x = evals.raw_pixels(images, sizes, size, **rest)
+  expected = evals.center_view(images, sizes, side, **rest)
+  np.testing.assert_array_equal(x, expected.reshape(2, side * side * 3))
+
+
 # extract
 
 
@@ -201,10 +212,10 @@ def test_linear_chooses_its_penalty_on_train_alone(monkeypatch):
 
   def noisy(count, seed):
     x, y = blobs(count, 3, dim=4, spread=1.0, seed=seed)
-    noise = rng.standard_normal((count, 150), np.float32)
+    noise = rng.standard_normal((count, 300), np.float32)
     return np.concatenate([x, noise], 1), y
 
-  train, test = noisy(200, 0), noisy(300, 1)
+  train, test = noisy(400, 0), noisy(300, 1)
   chosen = linear(*train, *test)
   # Another half of the test set, with wrong labels, changes no answer.
   doubled = np.tile(test[0], (2, 1)), np.append(test[1], (test[1] + 1) % 3)

@@ -131,14 +131,17 @@ def test_resumed_is_uninterrupted(tmp_path):
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed)):
     np.testing.assert_array_equal(a, b)
 
-  lines = [metrics.read(f'{tmp_path}/{x}/metrics.jsonl') for x in
-           ('whole', 'parts')]
+  lines = [
+    metrics.read(f'{tmp_path}/{x}/metrics.jsonl') for x in ('whole', 'parts')
+  ]
   for line in lines:
     steps = [x['step'] for x in line]
     assert steps == sorted(set(steps)) == list(range(STEPS + 1))
   for a, b in zip(*lines):
-    a, b = ({k: v for k, v in x.items()
-             if 'per_s' not in k and 'wait' not in k} for x in (a, b))
+    a, b = (
+      {k: v for k, v in x.items() if 'per_s' not in k and 'wait' not in k}
+      for x in (a, b)
+    )
     assert a == b
   # A finished run tells its scores again and changes nothing.
   log = io.StringIO()
@@ -167,9 +170,9 @@ def test_teacher_has_no_gradient():
 def test_bad_step_moves_nothing():
   job = train.prepare(tiny(), sharding.mesh(jax.devices()[:1]))
   nan = job.method._replace(
-    loss=lambda *args: (
-      lambda loss: loss._replace(value=loss.value * np.nan)
-    )(job.method.loss(*args))
+    loss=lambda *args: (lambda loss: loss._replace(value=loss.value * np.nan))(
+      job.method.loss(*args)
+    )
   )
   step = train.compile_step(job._replace(method=nan))
   before = train.create_state(job)

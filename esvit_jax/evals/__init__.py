@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from esvit_jax.evals import knn, linear
-from esvit_jax.evals.features import center_view, extract
+from esvit_jax.evals.features import center_view, extract, raw_pixels
 
 EVALS = {
   'knn': knn.figures,
@@ -19,7 +19,7 @@ EVALS = {
 # Features by name, f32[N, D], and labels i32[N].
 Extracted = tuple[Mapping[str, np.ndarray], np.ndarray]
 
-__all__ = ['EVALS', 'center_view', 'evaluate', 'extract', 'judge']
+__all__ = ['EVALS', 'center_view', 'evaluate', 'extract', 'judge', 'raw_pixels']
 
 
 def evaluate(

@@ -1,0 +1,193 @@
+"""Pictures hold what they claim; correspondence gives published values."""
+
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from esvit_jax.analysis import correspondence, plots
+
+
+def read(path) -> np.ndarray:
+  with Image.open(path) as image:
+    return np.asarray(image.convert('RGB'))
+
+
+# correspondence
+
+
+def golden_input(name, shape):
+  seed = zlib.crc32(f'input:{name}'.encode())
+  rng = np.random.Generator(np.random.PCG64(seed))
+  return rng.standard_normal(shape).astype(np.float32)
+
+
+# From manifest.json, which does not state the share of noise: 1.6 and 0.8 are
+# the ones, of 0.1 to 2, that give all three figures.
+@pytest.mark.parametrize(
+  'tag, side, stride, noise, published',
+  [
+    ('swin', 7, 32, 1.6, (0.2, 78.57174682617188, 0.8306242823600769)),
+    ('deit', 14, 16, 0.8, (0.6, 64.12883995605469, 0.9346835017204285)),
+  ],
+)
+def test_flip_score_gives_the_published_values(
+  tag, side, stride, noise, published
+):
+  grid = (side, side, 8)
+  first = golden_input(f'corr_base_{tag}', (side**2, 8)).reshape(grid)
+  other = golden_input(f'corr_noise_{tag}', (side**2, 8)).reshape(grid)
+  score = correspondence.flip_score(
+    first, first[:, ::-1] + np.float32(noise) * other, stride
+  )
+  assert score['accuracy'] == pytest.approx(published[0])
+  # Published in float32.
+  assert score['distance_error'] == pytest.approx(published[1], abs=2e-5)
+  assert score['sim_11th'] == pytest.approx(published[2], abs=1e-6)
+
+
+def grid(height, width, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.standard_normal((height, width, 32)).astype(np.float32)
+
+
+def test_a_mirrored_grid_is_found_exactly():
+  x = grid(3, 5)
+  score = correspondence.flip_score(x, 7 * x[:, ::-1], 8)
+  assert score['accuracy'] == 1.0
+  assert score['distance_error'] == 0.0
+  assert score['sim_11th'] == pytest.approx(1.0)
+  # Not mirrored at all: only the middle column lies where it should.
+  score = correspondence.flip_score(x, x, 8, top=15)
+  assert score['accuracy'] == pytest.approx(3 / 15)
+  assert score['distance_error'] == pytest.approx(8 * (4 + 2 + 0 + 2 + 4) / 5)
+
+
+def test_matches_are_the_most_similar_regions_surest_first():
+  x, y = grid(4, 3), grid(5, 2, seed=1)
+  matches = correspondence.match(x, y)
+  assert (np.diff(matches.similarity) <= 0).all()
+  assert len({tuple(p) for p in matches.first}) == 12
+  for (r, c), (u, v), similarity in zip(*matches):
+    cosine = y @ x[r, c] / np.linalg.norm(y, axis=2) / np.linalg.norm(x[r, c])
+    assert np.unravel_index(cosine.argmax(), (5, 2)) == (u, v)
+    assert similarity == pytest.approx(cosine.max(), abs=1e-6)
+
+
+def test_correspondences_are_drawn_over_both_views(tmp_path):
+  x = grid(4, 4)
+  images = np.full((40, 40, 3), 0.5), np.full((20, 20, 1), 0.5)
+  few, many = tmp_path / 'few.png', tmp_path / 'many.png'
+  draw = correspondence.correspondences_png
+  draw(few, *images, x, x[::-1], top=1)
+  draw(many, *images, x, x[::-1], top=12)
+
+  def colored(path):
+    picture = read(path)[100:]  # below the title
+    return (np.ptp(picture.astype(int), axis=2) > 60).sum(0)
+
+  width = len(colored(few))
+  assert colored(few)[: width // 2].any() and colored(few)[width // 2 :].any()
+  assert colored(many).sum() > 5 * colored(few).sum()
+
+
+# views
+
+
+@pytest.mark.parametrize('C', [1, 3])
+def test_pixels_undo_the_normalisation(C):
+  image = np.random.default_rng(0).random((2, 5, 4, C)).astype(np.float32)
+  mean, std = np.linspace(0.2, 0.5, C), np.linspace(0.2, 0.3, C)
+  back = plots.pixels((image - mean) / std, mean, std)
+  np.testing.assert_allclose(back, image, atol=1e-6)
+
+
+def test_pixels_of_many_channels_can_be_looked_at():
+  image = np.zeros((2, 5, 4, 6), np.float32)
+  assert plots.pixels(image, [0.5] * 6, [1.0] * 6).shape == (2, 5, 4, 1)
+
+
+def test_views_stand_in_rows_and_columns_pixel_by_pixel(tmp_path):
+  """Each image has its own level, and each view its own shade of it."""
+  rows, views = 3, {'globals': (2, 28), 'locals': (3, 12)}
+  arrays, levels = {}, []
+  for name, (count, size) in views.items():
+    level = np.arange(rows)[:, None] / 4 + np.arange(count)[None] / 20
+    level = level + (0.1 if name == 'locals' else 0.02)
+    shape = (rows, count, size, size, 3)
+    arrays[name] = np.broadcast_to(level[..., None, None, None], shape)
+    levels += list(level.ravel())
+  path = tmp_path / 'views.png'
+  plots.views_png(path, arrays, (0.0,) * 3, (1.0,) * 3, rows=2)
+  picture = read(path)
+  level, count = np.unique(picture[30:, :, 0], return_counts=True)
+  count = dict(zip(level.tolist(), count.tolist()))
+  zoom = round(128 / 28)
+  for name, (_, size) in views.items():
+    shown, hidden = arrays[name][:2], arrays[name][2:]
+    for x in shown[:, :, 0, 0, 0].ravel():
+      low = int(x * 255)
+      area = count.get(low, 0) + count.get(low + 1, 0)
+      assert area == pytest.approx((zoom * size) ** 2, rel=0.05)
+    for x in hidden[:, :, 0, 0, 0].ravel():
+      assert count.get(round(x * 255), 0) < 100
+
+
+# curves
+
+
+def lines(steps=30):
+  out = [{'step': 0, 'knn/random_init': 70.0, 'knn/raw_pixels': 81.0}]
+  for i in range(1, steps + 1):
+    out.append(
+      {
+        'step': 10 * i,
+        'train/loss': 5 / i,
+        'train/view_loss': 6 / i,
+        'train/lr': 1e-3 * i,
+        'train/grad_norm': 10.0 ** (i % 4),
+        'train/teacher_temp': 0.04,
+        'train/teacher_entropy': None if i == 3 else 2.0 + i,
+      }
+    )
+  out[-1] |= {'knn/teacher': 75.0, 'knn/student': 74.0}
+  return out
+
+
+def size(path):
+  with Image.open(path) as image:
+    return image.size
+
+
+def test_curves_have_a_panel_for_what_changes(tmp_path):
+  path = tmp_path / 'curves.png'
+  plots.curves_png(path, lines(), 256)
+  three = size(path)  # loss, k-NN, teacher / learning rate, gradient norm
+  without = [{k: v for k, v in x.items() if 'knn' not in k} for x in lines()]
+  plots.curves_png(path, without)
+  assert size(path) == three  # four panels are two rows as well
+  rate = [{'step': x['step'], 'train/lr': x['step']} for x in lines()]
+  plots.curves_png(path, rate)
+  assert size(path)[0] == three[0] // 3
+  assert size(path)[1] == three[1] // 2
+
+
+@pytest.mark.parametrize('count', [0, 1])
+def test_a_run_without_reports_has_a_picture_too(tmp_path, count):
+  path = tmp_path / 'curves.png'
+  plots.curves_png(path, lines(0)[:count], 256)
+  assert size(path)[0] > 100
+
+
+def test_curves_show_the_figures(tmp_path):
+  """The same run with another loss is another picture."""
+  a, b = tmp_path / 'a.png', tmp_path / 'b.png'
+  plots.curves_png(a, lines(), 256)
+  other = [dict(x) for x in lines()]
+  for x in other[5:]:
+    x['train/loss'] += 1
+  plots.curves_png(b, other, 256)
+  assert (read(a) != read(b)).any()
+  plots.curves_png(b, lines(), 256)
+  assert (read(a) == read(b)).all()
