@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
   c.data = ConfigDict()
   c.data.source = 'tfds:imagenet2012'  # 'embedded', 'folder:PATH', 'tfds:NAME'
   c.data.split = 'train'
-  c.data.test_split = 'validation'
+  c.data.test_split = 'auto'  # to judge on; '' for none
   c.data.data_dir = ''  # where tfds keeps its sets; '' is tfds' default
   c.data.channels = 3
   c.data.canvas = 512  # longest side kept when decoding, pixels; 0: as it is
@@ -135,7 +135,6 @@ def variant(arg: str | None, table: dict, default: str):
 def shrink(c: ConfigDict) -> ConfigDict:
   """Any config in seconds on a laptop: embedded images, a tiny network."""
   c.data.source = 'embedded'
-  c.data.test_split = 'test'
   c.data.channels = 1
   c.data.canvas = 0
   c.data.mean, c.data.std = (0.286,), (0.353,)

@@ -2,10 +2,10 @@
 
   python -m main --config=configs/imagenette.py --workdir=runs/imagenette
 
-or from a folder with train/ and val/:
+or from a folder, with train/ and val/ in it or without:
 
-  python -m main --config=configs/imagenette.py --workdir=runs/imagenette \\
-      --config.data.source=folder:imagenette96 --config.data.test_split=val
+  python -m main --config=configs/imagenette.py --workdir=runs/mine \\
+      --config.data.source=folder:YOUR_IMAGES
 
 Variants: esvit (view and region loss) and view (view loss alone).
 """

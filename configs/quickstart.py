@@ -12,7 +12,6 @@ def get_config(arg: str | None = None):
   c.batch_size = 64
   c.steps = 900
   c.data.source = 'embedded'
-  c.data.test_split = 'test'
   c.data.channels = 1
   c.data.canvas = 0
   c.data.workers = 2

@@ -39,6 +39,7 @@ from esvit_jax.checkpoint import Checkpoints, restore_parts
 from esvit_jax.errors import UserError
 from esvit_jax.metrics import Metrics, Progress, duration
 
+FIRST_STEPS = 10  # after these, the time of the run can be told
 RANK_IMAGES = 512  # the effective rank is read off this many
 
 
@@ -98,9 +99,7 @@ def prepare(config, mesh=None) -> Job:
   mesh = mesh or sharding.mesh()
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   train = data.open_source(config.data, config.data.split)
-  test = None
-  if config.data.test_split:
-    test = data.open_source(config.data, config.data.test_split)
+  test = data.open_test(config.data, train)
   per_epoch = max(len(train) // config.batch_size, 1)
   steps = config.steps or config.epochs * per_epoch
   horizon = state_lib.Horizon(steps, per_epoch)
@@ -330,6 +329,9 @@ def _loop(job, state, judge, checkpoints, metrics, progress):
       if log.bad_in_row >= config.max_bad_steps:
         give_up(state, batch, judge.directory, checkpoints, log)
       done, last = step + 1, step + 1 == horizon.steps
+      if done == first + FIRST_STEPS:
+        left = duration(progress.eta(done))
+        progress.say(f'       about {left} to go, evaluations left out')
       stop = stopping(done)
       judged = {}
       if last or (eval_every and done % eval_every == 0):
@@ -452,18 +454,15 @@ class Judge:
     train, test = job.sources['train'], job.sources['test']
     self.able = bool(test and train.classes and test.classes)
 
-    def view(batch):
-      c = job.config
-      return evals.center_view(
-        batch['image'], batch['size'], c.eval.size, c.data.mean, c.data.std
-      )
+    c = job.config
+    view = (c.eval.size, c.data.mean, c.data.std)
 
     def features(params, stats, batch):
-      return job.method.features(params, stats, view(batch)).view
+      images = evals.center_view(batch['image'], batch['size'], *view)
+      return job.method.features(params, stats, images).view
 
     def pixels(batch):
-      x = view(batch)
-      return x.reshape(len(x), -1)
+      return evals.raw_pixels(batch['image'], batch['size'], *view)
 
     # Replicated, so that every process can read all of them.
     everywhere = sharding.replicated(job.mesh)

@@ -6,6 +6,7 @@ Opening and naming a source:
   Pipeline(source, seed=0, batch_size=64)[step]
 """
 
+import contextlib
 import difflib
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +24,18 @@ SOURCES = {
   'tfds': tfds.open_split,
 }
 
-__all__ = ['SOURCES', 'Feed', 'Pipeline', 'Source', 'epoch', 'open_source']
+# Of sets that have both, such as ImageNet, the test labels are not public.
+TEST_SPLITS = ('validation', 'val', 'test')
+
+__all__ = [
+  'SOURCES',
+  'Feed',
+  'Pipeline',
+  'Source',
+  'epoch',
+  'open_source',
+  'open_test',
+]
 
 
 def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
@@ -57,6 +69,24 @@ def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
     canvas=_canvas(config.get('canvas')),
     channels=channels,
   )
+
+
+def open_test(config: Mapping[str, Any], train: Source) -> Source | None:
+  """Opens the split to judge on, on the canvas of the training images.
+
+  Args:
+    config: as for `open_source`, with `test_split`: a name, '' for none, or
+      'auto' for the first of TEST_SPLITS that is there.
+    train: the training images.
+  """
+  config = {**config, 'canvas': train.canvas}
+  if config['test_split'] != 'auto':
+    split = config['test_split']
+    return open_source(config, split) if split else None
+  for split in TEST_SPLITS:
+    with contextlib.suppress(UserError):
+      return open_source(config, split)
+  return None
 
 
 def _canvas(value: Any) -> tuple[int, int] | None:

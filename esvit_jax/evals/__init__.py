@@ -4,7 +4,7 @@ An evaluator is (train_x, train_y, test_x, test_y) -> figures in percent, of
 which 'top1' is the headline, on fixed features f32[N, D] of labelled images.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -19,32 +19,7 @@ EVALS = {
 # Features by name, f32[N, D], and labels i32[N].
 Extracted = tuple[Mapping[str, np.ndarray], np.ndarray]
 
-__all__ = ['EVALS', 'center_view', 'evaluate', 'extract', 'judge', 'raw_pixels']
-
-
-def evaluate(
-  names: Iterable[str],
-  feature_fns: Mapping[str, Callable],
-  train: Iterable[dict],
-  test: Iterable[dict],
-  limit: int = 0,
-) -> dict[str, float]:
-  """Extracts features once and judges them by several evaluators.
-
-  Args:
-    names: of EVALS.
-    feature_fns: who -> (batch -> [B, D]), jitted, with its preprocessing.
-    train: batches of labelled images, with a `mask` of their real rows.
-    test: likewise.
-    limit: at most this many training images; 0 takes all.
-
-  Returns:
-    'knn/who', 'linear/who', ... -> top-1 in percent; k-NN's is that of k 20.
-  """
-  scores = judge(
-    names, extract(feature_fns, train, limit), extract(feature_fns, test)
-  )
-  return {name: figures['top1'] for name, figures in scores.items()}
+__all__ = ['EVALS', 'center_view', 'extract', 'judge', 'raw_pixels']
 
 
 def judge(
