@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # All hosts of a TPU pod. Needs gcloud, and this repository on no host yet:
 #   bash launch/tpu_pod.sh NAME ZONE --config=configs/esvit.py:swin_tiny \
-#       --workdir=gs://BUCKET/runs/a
-# Run it again after a preemption: it goes on from the last checkpoint.
+#       --workdir=/mnt/bucket/runs/a
+# The run directory must be one that all hosts see (a bucket mounted with
+# gcsfuse, Filestore). Run it again after a preemption: it goes on.
 set -euo pipefail
 if [ $# -lt 3 ]; then
-  sed -n '2,5p' "$0" >&2
+  sed -n '2,7p' "$0" >&2
   exit 2
 fi
 name=$1 zone=$2

@@ -1,0 +1,459 @@
+"""The pickle of a torch file, read without running anything.
+
+An interpreter of its own knows the few instructions torch.save writes and a
+closed table of names; a pickle can reach no other Python object through it.
+"""
+
+import dataclasses
+import pickle
+import re
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from esvit_jax.torch_array import (
+  CODES,
+  KINDS,
+  RefusedError,
+  Storage,
+  Storages,
+  elements,
+  naturals,
+  short,
+)
+
+# What a file may cost. Swin-B with optimiser, 1,900 arrays, takes 95,000 steps.
+_STEPS = 1_000_000  # pickle instructions, and nodes of the tree
+_DEPTH = 100  # containers in containers
+
+
+def run(code: bytes, storages: Storages) -> Any:
+  """The tree a pickle describes, plain containers and arrays only.
+
+  Args:
+    code: the pickle.
+    storages: what its tensors are views of.
+
+  Raises:
+    RefusedError: it is damaged, or asks for anything else.
+  """
+  return _Machine(code, storages).run()
+
+
+# What the names of the pickle stand for. A maker gets the machine first.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+  """A class of storages; `code` is its element type."""
+
+  code: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+  """A name that may be called, or made an object of."""
+
+  make: Callable[..., Any]
+
+
+@dataclasses.dataclass
+class _Pending:
+  """A numpy dtype or array between its making and its state."""
+
+  code: str | None = None  # of a dtype, with its byte order
+  array: np.ndarray | None = None
+
+
+class _Fields(dict):
+  """The fields of an argparse.Namespace."""
+
+
+def _tensor(
+  machine, storage, offset, size, stride, grad=None, hooks=None, bits=None
+):
+  """torch._utils._rebuild_tensor_v2; bits mark a lazy conjugate or minus."""
+  if type(storage) is not Storage or bits:
+    raise RefusedError('has a tensor that is not plain values: refused')
+  return machine.storages.view(storage, offset, size, stride)
+
+
+def _untyped_tensor(
+  machine, storage, offset, size, stride, grad, hooks, dtype, bits=None
+):
+  """torch._utils._rebuild_tensor_v3, whose storage has no type of its own."""
+  known = type(dtype) is str and dtype.removeprefix('torch.') in CODES
+  if type(storage) is not Storage or not known:
+    raise RefusedError(f'has a tensor of type {short(dtype)}: not read')
+  code = CODES[dtype.removeprefix('torch.')]
+  storage = dataclasses.replace(storage, code=code)
+  return _tensor(machine, storage, offset, size, stride, bits=bits)
+
+
+def _parameter(machine, data, grad=None, hooks=None, state=None):
+  return data
+
+
+def _size(machine, values=()):
+  return naturals(values)
+
+
+def _device(machine, kind, index=None):
+  if type(kind) is not str or type(index) not in (int, type(None)):
+    raise TypeError
+  machine.spend(len(kind) // 64)
+  device = kind if index is None else f'{kind}:{index}'
+  if not re.fullmatch('[a-z]{1,16}(:[0-9]{1,4})?', device):
+    raise RefusedError('has a torch.device that is none: it is damaged')
+  return device
+
+
+def _set(machine, values=()):
+  machine.spend(len(values))
+  return set(map(_key, values))
+
+
+def _bytes(machine, text='', encoding='latin1'):
+  """How protocol 2 writes bytes: _codecs.encode(text, 'latin1')."""
+  if type(text) is not str or not _says(encoding, 'latin1'):
+    raise RefusedError(
+      'has bytes in an encoding torch.save does not use: refused'
+    )
+  machine.spend(len(text) // 64)
+  return text.encode('latin1')
+
+
+def _numpy_dtype(machine, code, align=False, copy=False):
+  if not _says(code, *CODES.values()) or code == 'bf16':
+    raise RefusedError(f'has numpy values of type {short(code)}: not read')
+  return _Pending(code=code)
+
+
+def _numpy_scalar(machine, dtype, raw):
+  return _numpy_values(machine, dtype, raw, (), 'C').item()
+
+
+def _numpy_values(machine, dtype, raw, shape, order):
+  if type(dtype) is not _Pending or type(raw) is not bytes:
+    raise RefusedError('has a numpy value that is not plain numbers: refused')
+  machine.spend(len(raw) // 64)
+  values = elements(raw, dtype.code[-2:], dtype.code[:-2])
+  return values.reshape(naturals(shape), order=order)
+
+
+_TABLE = {
+  **{f'torch.{name}': _Kind(code) for name, code in KINDS.items()},
+  'torch.storage.UntypedStorage': _Kind('u1'),
+  **{f'torch.{name}': f'torch.{name}' for name in CODES},
+  'torch._utils._rebuild_tensor_v2': _Maker(_tensor),
+  'torch._utils._rebuild_tensor_v3': _Maker(_untyped_tensor),
+  'torch._utils._rebuild_parameter': _Maker(_parameter),
+  'torch._utils._rebuild_parameter_with_state': _Maker(_parameter),
+  'torch.Size': _Maker(_size),
+  'torch.device': _Maker(_device),
+  'collections.OrderedDict': _Maker(lambda machine: {}),
+  'argparse.Namespace': _Maker(lambda machine: _Fields()),
+  '__builtin__.set': _Maker(_set),
+  'builtins.set': _Maker(_set),
+  '__builtin__.bytes': _Maker(_bytes),
+  '_codecs.encode': _Maker(_bytes),
+  'numpy.ndarray': 'numpy.ndarray',
+  'numpy.dtype': _Maker(_numpy_dtype),
+}
+for _place in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+  _TABLE[f'{_place}.scalar'] = _Maker(_numpy_scalar)
+  _TABLE[f'{_place}._reconstruct'] = _Maker(lambda machine, *_: _Pending())
+
+
+def _says(value: object, *words: str) -> bool:
+  """Whether a value is one of the words; == alone is an array's own affair."""
+  return type(value) is str and value in words
+
+
+def _key(key: object) -> object:
+  """Checks that a value may be a key.
+
+  Tuples are out because hashing nested ones overflows the C stack, integers
+  beyond 60 bits because they can be made to share one hash.
+  """
+  if type(key) is int and abs(key) < 1 << 60:
+    return key
+  if type(key) not in (str, bytes, float, bool, type(None)):
+    raise RefusedError(f'has a key of type {type(key).__name__}: refused')
+  return key
+
+
+# The interpreter.
+
+_CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
+_EMPTY = {
+  pickle.EMPTY_DICT: dict,
+  pickle.EMPTY_LIST: list,
+  pickle.EMPTY_TUPLE: tuple,
+  pickle.EMPTY_SET: set,
+}
+_NUMBERS = {
+  pickle.BININT: '<i',
+  pickle.BININT1: '<B',
+  pickle.BININT2: '<H',
+  pickle.BINFLOAT: '>d',
+}
+_SIZED = {  # bytes of the length; what the rest becomes
+  pickle.SHORT_BINUNICODE: (1, lambda raw: raw.decode()),
+  pickle.BINUNICODE: (4, lambda raw: raw.decode()),
+  pickle.SHORT_BINBYTES: (1, bytes),
+  pickle.BINBYTES: (4, bytes),
+  pickle.LONG1: (1, lambda raw: int.from_bytes(raw, 'little', signed=True)),
+}
+_TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
+_PUT = {pickle.BINPUT: 1, pickle.LONG_BINPUT: 4}
+_GET = {pickle.BINGET: 1, pickle.LONG_BINGET: 4}
+_SKIP = {pickle.PROTO: 1, pickle.FRAME: 8}
+_PLAIN = (type(None), bool, int, float, str, bytes)
+_ODD = (
+  IndexError,
+  KeyError,
+  TypeError,
+  ValueError,
+  OverflowError,
+  MemoryError,
+  RecursionError,
+  struct.error,
+)
+
+
+class _Machine:
+  """Runs a pickle on a stack of plain values."""
+
+  def __init__(self, code: bytes, storages: Storages):
+    self.code, self.storages = code, storages
+    self.at = 0
+    self.steps = _STEPS
+    self.stack, self.marks, self.memo = [], [], {}
+
+  def run(self) -> Any:
+    """Returns the tree the pickle describes, plain containers only."""
+    try:
+      while (code := bytes(self.take(1))) != pickle.STOP:
+        self.spend(1)
+        self.step(code)
+      (root,) = self.stack
+      return _Plainer(self).plain(root, 0)[0]
+    except _ODD as error:
+      raise RefusedError(
+        f'has a damaged pickle ({type(error).__name__} at byte {self.at}): '
+        'download or copy it again'
+      ) from None
+
+  def step(self, code: bytes):
+    """Runs one instruction."""
+    if code in _GET:
+      self.stack.append(self.memo[self.number(_GET[code])])
+    elif code in _PUT:
+      self.put(self.number(_PUT[code]))
+    elif code in _CONSTANTS:
+      self.stack.append(_CONSTANTS[code])
+    elif code in _NUMBERS:
+      form = _NUMBERS[code]
+      (value,) = struct.unpack(form, self.take(struct.calcsize(form)))
+      self.stack.append(value)
+    elif code in _SIZED:
+      width, form = _SIZED[code]
+      self.stack.append(form(self.take(self.number(width))))
+    elif code in _EMPTY:
+      self.stack.append(_EMPTY[code]())
+    elif code in _TUPLES:
+      self.stack.append(tuple(self.last(_TUPLES[code])))
+    elif code in _SKIP:
+      self.take(_SKIP[code])
+    elif code in _OTHERS:
+      _OTHERS[code](self)
+    else:
+      raise RefusedError(
+        f'has the pickle instruction {code!r}, which torch.save never writes: '
+        'refused, nothing was run'
+      )
+
+  def spend(self, steps: int):
+    """Counts work, so that a small file cannot ask for hours of it."""
+    self.steps -= steps
+    if self.steps < 0:
+      raise RefusedError(
+        f'asks for more than {_STEPS:,} steps to read its pickle: refused'
+      )
+
+  def take(self, count: int) -> bytes:
+    begin, self.at = self.at, self.at + count
+    if self.at > len(self.code):
+      raise RefusedError('has a pickle that ends too early: it is damaged')
+    return self.code[begin : self.at]
+
+  def number(self, width: int) -> int:
+    return int.from_bytes(self.take(width), 'little')
+
+  def line(self) -> str:
+    text = self.take(self.code.index(b'\n', self.at) + 1 - self.at)
+    return text[:-1].decode()
+
+  def mark(self):
+    self.marks.append(len(self.stack))
+
+  def to_mark(self) -> list:
+    begin = self.marks.pop()
+    if begin > len(self.stack):
+      raise IndexError
+    items = self.stack[begin:]
+    del self.stack[begin:]
+    return items
+
+  def last(self, count: int) -> list:
+    items = self.stack[-count:]
+    if len(items) < count:
+      raise IndexError
+    del self.stack[-count:]
+    return items
+
+  def put(self, index: int):
+    self.memo[index] = self.stack[-1]
+
+  def extend(self, items: list, kind: type = list):
+    target = self.stack[-1]
+    if type(target) is not kind:
+      raise TypeError
+    if kind is list:
+      target.extend(items)
+    else:
+      target.update(map(_key, items))
+
+  def set_items(self, items: list):
+    target = self.stack[-1]
+    if type(target) is not dict:
+      raise TypeError
+    for key, value in zip(items[::2], items[1::2], strict=True):
+      target[_key(key)] = value
+
+  def name(self, module: str, name: str, known: bool = True):
+    """Looks a global up in the table; there is no other way to one."""
+    if type(module) is not str or type(name) is not str:
+      raise TypeError
+    whole = f'{module}.{name}'
+    if whole not in _TABLE or not known:
+      raise RefusedError(
+        f'asks for the Python object {short(whole)}, which is no array or '
+        'plain container: refused, nothing was run; torch.save state_dicts '
+        'and plain values only'
+      )
+    self.stack.append(_TABLE[whole])
+
+  def call(self, maker: object, args: object):
+    if type(maker) is not _Maker or type(args) is not tuple:
+      raise RefusedError('calls something that is no maker of values: refused')
+    self.spend(10)
+    self.stack.append(maker.make(self, *args))
+
+  def build(self, state: Any):
+    """Gives the object on top of the stack its state."""
+    target = self.stack[-1]
+    if type(target) is _Fields:
+      if type(state) is not dict or not all(type(k) is str for k in state):
+        raise TypeError
+      self.spend(len(state))
+      target.update(state)
+    elif type(target) is _Pending and target.code:
+      if not _says(state[1], '<', '>', '=', '|'):
+        raise ValueError
+      target.code = state[1] + target.code[-2:]
+    elif type(target) is _Pending:
+      _, shape, dtype, fortran, raw = state
+      order = 'F' if fortran else 'C'
+      target.array = _numpy_values(self, dtype, raw, shape, order)
+    elif type(target) is not dict:  # of an OrderedDict: its Python attributes
+      raise RefusedError(
+        f'sets attributes of an object of type {type(target).__name__}: '
+        'refused, nothing was run'
+      )
+
+  def point(self, target: object):
+    """Puts the storage on the stack that a persistent id names."""
+    if type(target) is not tuple or len(target) != 5:
+      raise RefusedError('points to something that is no storage: refused')
+    word, kind, key, _, count = target
+    if (
+      not _says(word, 'storage')
+      or type(kind) is not _Kind
+      or type(key) is not str
+      or not re.fullmatch('[0-9]{1,9}', key)
+    ):
+      raise RefusedError('points to something that is no storage: refused')
+    storage = Storage(key, kind.code)
+    held = len(self.storages.elements(storage))
+    if type(count) is not int or count != held:
+      raise RefusedError(
+        f'claims {short(count)} values in storage {key}, which holds {held}: '
+        'refused'
+      )
+    self.stack.append(storage)
+
+
+_OTHERS = {
+  pickle.MARK: _Machine.mark,
+  pickle.TUPLE: lambda m: m.stack.append(tuple(m.to_mark())),
+  pickle.APPEND: lambda m: m.extend([m.stack.pop()]),
+  pickle.APPENDS: lambda m: m.extend(m.to_mark()),
+  pickle.ADDITEMS: lambda m: m.extend(m.to_mark(), set),
+  pickle.SETITEM: lambda m: m.set_items(m.last(2)),
+  pickle.SETITEMS: lambda m: m.set_items(m.to_mark()),
+  pickle.GLOBAL: lambda m: m.name(m.line(), m.line()),
+  pickle.STACK_GLOBAL: lambda m: m.name(*m.last(2)),
+  pickle.INST: lambda m: m.name(m.line(), m.line(), False),
+  pickle.REDUCE: lambda m: m.call(*m.last(2)),
+  pickle.NEWOBJ: lambda m: m.call(*m.last(2)),
+  pickle.BUILD: lambda m: m.build(m.stack.pop()),
+  pickle.BINPERSID: lambda m: m.point(m.stack.pop()),
+  pickle.MEMOIZE: lambda m: m.put(len(m.memo)),
+}
+
+
+class _Plainer:
+  """Turns what the machine built into plain values, all of it checked.
+
+  A tree that names one container many times is small in the file and large
+  for whoever walks it, so each mention counts, in nodes and in depth.
+  """
+
+  def __init__(self, machine: _Machine):
+    self.machine = machine
+    self.done = {}
+
+  def plain(self, item: Any, depth: int) -> tuple[Any, int, int]:
+    """Returns the plain value, the number of its nodes and its height."""
+    if type(item) in _PLAIN or type(item) is np.ndarray:
+      return item, 1, 0
+    if type(item) is Storage:
+      return self.machine.storages.elements(item), 1, 0
+    if type(item) is _Pending and item.array is not None:
+      return item.array, 1, 0
+    if type(item) not in (dict, _Fields, list, tuple, set):
+      raise RefusedError('has a name where a value should be: refused')
+    if depth < _DEPTH and id(item) not in self.done:
+      self.done[id(item)] = self.copy(item, depth)
+    # What is not done lies too deep: it may hold itself.
+    found = self.done.get(id(item))
+    if found is None or depth + found[2] > _DEPTH:
+      raise RefusedError(f'nests more than {_DEPTH} containers: refused')
+    return found
+
+  def copy(self, item: Any, depth: int) -> tuple[Any, int, int]:
+    inner = item.values() if isinstance(item, dict) else item
+    values, nodes, height = [], 1, 0
+    for value, count, below in (self.plain(x, depth + 1) for x in inner):
+      values.append(value)
+      nodes += count
+      height = max(height, below)
+    if nodes > _STEPS:
+      raise RefusedError(f'describes more than {_STEPS:,} values: refused')
+    if isinstance(item, dict):
+      return dict(zip(item, values)), nodes, height + 1
+    return type(item)(values), nodes, height + 1

@@ -1,0 +1,531 @@
+"""EsViT against the published one, and its laws."""
+
+import functools
+
+import golden_weights
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import common
+from esvit_jax import convert, optim, prototypes
+from esvit_jax import state as state_lib
+from esvit_jax.errors import UserError
+from esvit_jax.methods import esvit
+
+KEY = jax.random.key(0)
+# Part of our network -> prefix of its published keys, its conversion table.
+PARTS = {
+  'backbone': ('', 'swin'),
+  'head': ('head.', 'dino_head'),
+  'head_dense': ('head_dense.', 'dino_head'),
+}
+
+
+# The published network
+
+
+def published_config(norm_last_layer: bool):
+  c = common.get_config()
+  c.views.locals.count = 4
+  c.model.name = 'swin'
+  c.model.dims, c.model.depths = (24, 48, 96, 192), (2, 2, 2, 2)
+  c.model.heads = (1, 2, 4, 8)
+  c.model.drop_path, c.model.dtype = 0.0, 'float32'
+  c.head.out_dim = 512
+  c.head.norm_last_layer = norm_last_layer
+  return c
+
+
+def to_published(params) -> dict[str, np.ndarray]:
+  """Parameters, or anything like them, by their published names."""
+  return {
+    prefix + key: value
+    for part, (prefix, arch) in PARTS.items()
+    for key, value in convert.to_published(
+      {'params': params[part]}, arch
+    ).items()
+  }
+
+
+def published_params(method, prefix: str = '') -> dict:
+  """Parameters by the goldens' fill rule."""
+  shapes, _, _ = jax.eval_shape(method.init, KEY)
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  filled = golden_weights.weights(
+    {k: (v.shape, v.dtype.name) for k, v in to_published(zeros).items()},
+    prefix,
+  )
+  params = {}
+  for part, (start, arch) in PARTS.items():
+    like = {'params': zeros[part]}
+    own = {start + k: k for k in convert.to_published(like, arch)}
+    state_dict = {k: filled[name] for name, k in own.items()}
+    params |= {part: convert.from_published(state_dict, arch, like)['params']}
+  return params
+
+
+def published_views(name: str) -> dict:
+  crops = [
+    golden_weights.images(f'{name}_crop{i}', (2, 3, side, side))
+    for i, side in enumerate([224] * 2 + [96] * 4)
+  ]
+  return {
+    'globals': np.concatenate(crops[:2], 1),
+    'locals': np.concatenate(crops[2:], 1),
+  }
+
+
+def norms(params, names) -> np.ndarray:
+  by_name = to_published(params)
+  return np.array(
+    [np.linalg.norm(by_name[n].astype(np.float64)) for n in names]
+  )
+
+
+@functools.cache
+def published_loss():
+  """Method, state and views of the golden loss; an epoch has ten steps."""
+  method = esvit.build(published_config(False), state_lib.Horizon(3000, 10))
+  params = published_params(method), published_params(method, 'teacher:')
+  return method, fresh(method, *params), published_views('mc5')
+
+
+def fresh(method, params, teacher, opt_state=()):
+  """The state before the first step, with these parameters."""
+  _, _, extra = jax.eval_shape(method.init, KEY)
+  extra = jax.tree.map(lambda x: jnp.zeros(x.shape), extra)
+  return state_lib.TrainState(jnp.int32(0), params, teacher, extra, opt_state)
+
+
+def rows(x, regions_per_view) -> np.ndarray:
+  """[B, T, ...] as published: crop by crop, then image, then region."""
+  views = np.split(np.asarray(x), np.cumsum(regions_per_view)[:-1], 1)
+  return np.concatenate([v.reshape(-1, v.shape[-1]) for v in views])
+
+
+@functools.cache
+def published_outputs():
+  method, state, views = published_loss()
+  forward = jax.jit(
+    lambda state, views: (
+      method.stages['student'](state, views, KEY, {})[0],
+      method.stages['teacher'](state, views, KEY, {}),
+    )
+  )
+  return forward(state, views)
+
+
+def test_published_outputs():
+  golden, _ = golden_weights.load('loss_swin_small24_w7')
+  s, t = published_outputs()
+  assert s.regions_per_view == (49, 49, 9, 9, 9, 9)
+  found = {}
+  for who, x in (('student', s), ('teacher', t)):
+    found |= {
+      f'{who}_cls': rows(x.view @ x.view_prototypes.T, [1] * x.view.shape[1]),
+      f'{who}_region': rows(
+        x.region @ x.region_prototypes.T, x.regions_per_view
+      ),
+      f'{who}_fea': rows(x.grid, x.regions_per_view),
+    }
+  weights = prototypes.pair_weights(s.regions_per_view)
+  _, best = prototypes.matching(s.grid, t.grid, weights, t.regions_per_view)
+  best = np.split(best, np.cumsum(s.regions_per_view)[:-1], 1)
+  pairs = [(q, v) for q in range(2) for v in range(6) if q != v]
+  found |= {f'match_t{q}_s{v}': best[v][..., q] for q, v in pairs}
+  assert len(found) == 16
+  for key, value in found.items():
+    assert golden_weights.error(value, golden[key]) < 2e-5, key
+
+
+def test_published_view_loss():
+  golden, _ = golden_weights.load('loss_swin_small24_w7')
+  config = published_config(False)
+  config.loss.region_weight = 0.0
+  s, t = published_outputs()
+  extra = {'center': jnp.zeros(512)}
+  for name, temp in (('epoch0_center0', 0.04), ('epoch40_center1', 0.07)):
+    value, extra, _ = esvit.objective(s, t, extra, temp, config)
+    assert abs(value - golden[f'dino_loss_{name}']) < 2e-5
+  center = extra['center'][None]
+  assert golden_weights.error(center, golden['dino_center_after2']) < 2e-5
+
+
+def test_published_loss_and_gradients():
+  golden, entry = golden_weights.load('loss_swin_small24_w7')
+  method, state, views = published_loss()
+
+  @jax.jit
+  def value_and_grads(state, views):
+    def loss(params):
+      loss = method.loss(params, state, views, KEY)
+      return loss.value, loss
+
+    return jax.grad(loss, has_aux=True)(state.params)
+
+  grad_names = entry['gradnorm_all_names']
+  for n, (epoch, key) in enumerate([(0, 'center0'), (40, 'center1')], 1):
+    grads, loss = value_and_grads(
+      state._replace(step=jnp.int32(10 * epoch)), views
+    )
+    state = state._replace(extra=loss.extra)
+    expected = golden[f'ddino_loss_epoch{epoch}_{key}']
+    assert abs(loss.value - expected) < 2e-5
+    for name in ('center', 'center_grid'):
+      error = golden_weights.error(
+        loss.extra[name][None], golden[f'{name}_after{n}']
+      )
+      assert error < 2e-5
+    if epoch == 0:
+      found, expected = norms(grads, grad_names), golden['gradnorm_all_epoch0']
+    else:
+      found = norms(grads, entry['gradnorm_names'])
+      expected = golden['gradnorm_epoch40']
+    print(
+      'grad',
+      np.abs(found - expected).max(),
+      np.abs(found / expected - 1).max(),
+      expected.min(),
+      expected.max(),
+    )
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def keep_gradients() -> optax.GradientTransformation:
+  """Changes nothing; its state is the gradients it saw last."""
+  return optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda updates, state, params=None: (updates, updates),
+  )
+
+
+def test_published_steps():
+  golden, entry = golden_weights.load('step_swin_small24_w7_nll_true')
+  names = golden_weights.load('loss_swin_small24_w7')[1]['gradnorm_all_names']
+  iterations = [i for _, i in entry['plan_epoch_globaliter']]
+  # Seven steps are an epoch; of these runs only the planned steps are taken.
+  method = esvit.build(published_config(True), state_lib.Horizon(2100, 7))
+  momentum = np.zeros(14, np.float32)
+  momentum[iterations] = entry['ema_m']
+  method = method._replace(
+    views=lambda batch, keys: {
+      'globals': batch['image'],
+      'locals': batch['locals'],
+    },
+    momentum=lambda step: jnp.asarray(momentum)[step],
+  )
+  params = published_params(method)
+  for head in ('head', 'head_dense'):
+    params[head]['last_layer']['g'] = np.ones((512, 1), np.float32)
+  tx = optax.chain(
+    keep_gradients(),
+    optim.build(
+      {
+        'clip': entry['clip'],
+        'freeze': {'last_layer/g$': None, 'last_layer': 1},
+      },
+      params,
+      *(
+        lambda count, x=jnp.float32(entry[name]): x[count]
+        for name in ('lr', 'wd')
+      ),
+    ),
+  )
+  state = fresh(method, params, params, jax.jit(tx.init)(params))
+  step = jax.jit(state_lib.make_train_step(method, tx))
+  trained = [n for n in names if not n.endswith('weight_g')]
+
+  for n, name in enumerate(('step0c', 'step1b', 'step2a')):
+    views = published_views(name)
+    batch = {'image': views['globals'], 'locals': views['locals']}
+    state = state._replace(step=jnp.int32(iterations[n]))
+    state, metrics = step(state, batch, KEY)
+    assert abs(metrics['loss'] - entry['loss'][n]) < 2e-5
+    found = {
+      'gradnorm_preclip': norms(state.opt_state[0], trained),
+      'student_norm': norms(state.params, names),
+      'teacher_norm': norms(state.teacher, names),
+      'center': state.extra['center'][None],
+      'center_grid': state.extra['center_grid'][None],
+    }
+    found |= {f'student:{k}': v for k, v in to_published(state.params).items()}
+    found |= {f'teacher:{k}': v for k, v in to_published(state.teacher).items()}
+    stored = [k for k in golden if k.startswith(f'step{n}_')]
+    assert len(stored) == 13
+    for key in stored:
+      # All stored tensors are near 1 or smaller. The teacher has moved by
+      # 1e-6 after one step and by 1e-5 after three.
+      np.testing.assert_allclose(
+        found[key.removeprefix(f'step{n}_')],
+        golden[key],
+        rtol=3e-6 if 'norm' in key.split(':')[0] else 0,
+        atol=0 if 'norm' in key.split(':')[0] else 3e-7,
+        err_msg=key,
+      )
+
+
+# Laws, on a tiny network
+
+
+def tiny(locals_=(('locals', 16, 2),), **changes):
+  """Two global views of 28 px, and (name, size, count) of others."""
+  c = common.shrink(common.get_config())
+  del c.views.locals
+  for name, size, count in locals_:
+    c.views[name] = common.view(size, count, (0.1, 0.4))
+  c.model.drop_path = 0.0
+  c.loss.form = 'plain'
+  c.update(changes)
+  return c
+
+
+def start(config, images=4):
+  """A method, a state that is nowhere zero, and views."""
+  method = esvit.build(config, state_lib.Horizon(10, 5))
+  shapes, _, extra = jax.eval_shape(method.init, KEY)
+  student, teacher = (
+    golden_weights.random_variables(shapes, seed) for seed in (0, 1)
+  )
+  for params in (student, teacher):
+    for name in params.keys() - {'backbone'}:
+      g = params[name]['last_layer']['g']
+      params[name]['last_layer']['g'] = 1 + abs(g)
+  # Views that differ little, or matching has nothing to find.
+  views = {
+    name: 1
+    + golden_weights.normal(name, (images, 1, group.size, group.size, 1))
+    + 0.3
+    * golden_weights.normal(
+      f'{name} each', (images, group.count, group.size, group.size, 1)
+    )
+    for name, group in config.views.items()
+  }
+  state = state_lib.TrainState(
+    jnp.int32(0),
+    student,
+    teacher,
+    golden_weights.random_variables(extra, 2),
+    (),
+  )
+  return method, state, views
+
+
+def softmax(x):
+  x = np.exp(x - x.max(-1, keepdims=True))
+  return x / x.sum(-1, keepdims=True)
+
+
+def formula(s, t, extra, temp_s, temp_t):
+  """Both losses, pair by pair and image by image (spec 4).
+
+  Returns:
+    view loss, region loss, share of distinct regions that a global view's
+    regions pick in the other.
+  """
+  s, t, extra = jax.tree.map(np.float64, (s, t, extra))
+  edges = [np.cumsum(x.regions_per_view)[:-1] for x in (s, t)]
+  grid_s, region_s = (np.split(x, edges[0], 1) for x in (s.grid, s.region))
+  grid_t, region_t = (np.split(x, edges[1], 1) for x in (t.grid, t.region))
+  B, V = s.view.shape[:2]
+  view = region = distinct = pairs = 0
+  for q in range(2):
+    for v in range(V):
+      if v == q:
+        continue
+      pairs += 1
+      for b in range(B):
+        target = t.view_prototypes @ t.view[b, q] - extra['center']
+        answer = s.view_prototypes @ s.view[b, v] / temp_s
+        view -= softmax(target / temp_t) @ np.log(softmax(answer)) / B
+        chosen = []
+        for i, feature in enumerate(grid_s[v][b]):
+          lengths = np.linalg.norm(grid_t[q][b], axis=-1)
+          j = np.argmax(grid_t[q][b] @ feature / lengths)
+          chosen.append(j)
+          target = t.region_prototypes @ region_t[q][b, j]
+          target = softmax((target - extra['center_grid']) / temp_t)
+          answer = s.region_prototypes @ region_s[v][b, i] / temp_s
+          region -= (
+            target @ np.log(softmax(answer)) / B / len(grid_s[v][b])
+          )
+        if v < 2:
+          distinct += len(set(chosen)) / len(chosen) / B / 2
+  return view / pairs, region / pairs, distinct
+
+
+@pytest.mark.parametrize(
+  'locals_',
+  [
+    (),
+    # Neither the order of names nor that of sizes may matter.
+    (('locals', 16, 2), ('extra', 20, 1)),
+  ],
+  ids=['no locals', 'two sizes of locals'],
+)
+def test_loss_is_the_formula(locals_):
+  config = tiny(locals_, loss={'region_weight': 0.25})
+  method, state, views = start(config)
+
+  @jax.jit
+  def run(state, views):
+    return (
+      method.loss(state.params, state, views, KEY),
+      method.stages['student'](state, views, KEY, {})[0],
+      method.stages['teacher'](state, views, KEY, {}),
+      method.features(state.params, {}, views['globals'][:, 1]),
+    )
+
+  loss, s, t, features = run(state, views)
+  temps = config.loss.student_temp, config.loss.teacher_temp
+  view, region, distinct = formula(s, t, state.extra, *temps)
+  found = loss.metrics
+  assert found['view_loss'] == pytest.approx(view, abs=1e-5)
+  assert found['region_loss'] == pytest.approx(region, abs=1e-5)
+  assert loss.value == pytest.approx(0.75 * view + 0.25 * region, abs=1e-5)
+  assert found['distinct_matches'] == pytest.approx(distinct, abs=1e-6)
+  assert 0.1 < distinct < 1
+  for name, words, prototype in (
+    ('center', t.view, t.view_prototypes),
+    ('center_grid', t.region, t.region_prototypes),
+  ):
+    mean = (words @ prototype.T).mean((0, 1))
+    expected = 0.9 * state.extra[name] + 0.1 * mean
+    np.testing.assert_allclose(loss.extra[name], expected, atol=1e-6)
+  # What evaluations see of an image is what the loss sees of a view.
+  np.testing.assert_allclose(features.view, s.pooled[:, 1], atol=1e-5)
+
+
+@functools.cache
+def run(**changes):
+  """Loss, gradients by (params, teacher, extra) and params of the tiny run."""
+  sections = {'form': 'loss', 'region_weight': 'loss', 'dtype': 'model'}
+  config = tiny(**{sections[k]: {k: v} for k, v in changes.items()})
+  method, state, views = start(config)
+
+  @jax.jit
+  def value_and_grads(state, views):
+    def value(params, teacher, extra):
+      loss = method.loss(
+        params, state._replace(teacher=teacher, extra=extra), views, KEY
+      )
+      return loss.value, loss
+
+    return jax.grad(value, (0, 1, 2), has_aux=True)(*state[1:4])
+
+  grads, loss = value_and_grads(state, views)
+  return loss, grads, state
+
+
+def test_teacher_and_centers_have_no_gradient():
+  _, (grads, teacher, extra), _ = run(form='plain')
+  assert all(np.any(g) for g in jax.tree.leaves(grads))
+  assert extra.keys() == {'student', 'teacher', 'center', 'center_grid'}
+  assert not any(np.any(g) for g in jax.tree.leaves((teacher, extra)))
+
+
+@pytest.mark.parametrize(('form', 'chunk'), [('images', 3), ('prototypes', 24)])
+def test_forms_are_equal(form, chunk, monkeypatch):
+  monkeypatch.setattr(prototypes, 'default_chunk', lambda *_: chunk)
+  plain, plain_grads, _ = run(form='plain')
+  loss, grads, _ = run(form=form)
+  assert loss.value == pytest.approx(float(plain.value), abs=1e-5)
+  for a, b in zip(*map(jax.tree.leaves, (grads, plain_grads))):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_without_regions_it_is_dino():
+  whole, _, _ = run(form='plain')
+  loss, _, state = run(region_weight=0.0)
+  assert state.params.keys() == state.teacher.keys() == {'backbone', 'head'}
+  assert loss.extra.keys() == {'student', 'teacher', 'center'}
+  assert 'region_loss' not in loss.metrics
+  np.testing.assert_allclose(loss.value, whole.metrics['view_loss'], atol=1e-6)
+  np.testing.assert_allclose(
+    loss.extra['center'], whole.extra['center'], atol=1e-6
+  )
+
+
+def test_bfloat16_is_near():
+  whole, (expected, _, _), _ = run(form='plain')
+  loss, (grads, _, _), _ = run(dtype='bfloat16')
+  for name in ('view_loss', 'region_loss'):
+    a, b = loss.metrics[name], whole.metrics[name]
+    assert a != b and abs(a - b) < 0.02 * b, name
+  a, b = (
+    np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+    for tree in (grads, expected)
+  )
+  assert a.dtype == np.float32
+  print(np.linalg.norm(a - b) / np.linalg.norm(b))
+  assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(b)
+
+
+def as_batch(views):
+  return {**views, 'image': views['globals']}
+
+
+def make_step(method, views, tx, momentum):
+  """The shared step on given views."""
+  method = method._replace(
+    views=lambda batch, keys: {name: batch[name] for name in views},
+    momentum=momentum,
+  )
+  return jax.jit(state_lib.make_train_step(method, tx))
+
+
+def test_batch_statistics_are_their_networks_own():
+  """The teacher's come from its own forwards, not from the student's."""
+  config = tiny(head={'use_bn': True})
+  method, state, views = start(config)
+  tx = optax.sgd(0.1)
+  state = fresh(method, state.params, state.teacher, tx.init(state.params))
+  step = make_step(method, views, tx, lambda step: jnp.where(step < 1, 0, 1.0))
+
+  copied, _ = step(state, as_batch(views), KEY)
+  for a, b in zip(*map(jax.tree.leaves, (copied.teacher, copied.params))):
+    np.testing.assert_array_equal(a, b)
+  kept, _ = step(state._replace(step=jnp.int32(1)), as_batch(views), KEY)
+  for a, b in zip(*map(jax.tree.leaves, (kept.teacher, state.teacher))):
+    np.testing.assert_array_equal(a, b)
+  for a, b in zip(*map(jax.tree.leaves, (kept.extra, copied.extra))):
+    np.testing.assert_array_equal(a, b)
+
+  other = as_batch(views | {'locals': 2 * views['locals']})
+  changed, _ = step(state, other, KEY)
+  for who, same in (('teacher', True), ('student', False)):
+    for head in ('head', 'head_dense'):
+      before, after = (
+        x.extra[who][head]['norm0']['mean'] for x in (copied, changed)
+      )
+      assert np.any(before) and np.array_equal(before, after) == same
+
+
+def test_vit_learns_from_regions():
+  config = tiny(optim={'lr': 1e-3})
+  config.model = {'name': 'vit', 'dim': 32, 'depth': 2, 'heads': 2}
+  config.model |= {'patch': 4, 'image_size': 28, 'dtype': 'float32'}
+  method, state, views = start(config)
+  tx = optax.chain(keep_gradients(), optax.adam(1e-3))
+  state = state._replace(opt_state=jax.jit(tx.init)(state.params))
+  step = make_step(method, views, tx, lambda step: 0.996)
+  found = []
+  for _ in range(10):
+    state, metrics = step(state, as_batch(views), KEY)
+    found.append(float(metrics['region_loss']))
+    assert all(np.any(g) for g in jax.tree.leaves(state.opt_state[0]))
+  print(found)
+  assert found[-1] < found[0] - 0.1
+
+
+@pytest.mark.parametrize('count', [0, 3])
+def test_teacher_wants_two_views(count):
+  config = tiny()
+  if count:
+    config.views.globals.count = count
+  else:
+    del config.views.globals
+  with pytest.raises(UserError, match=r'views\.globals'):
+    esvit.build(config, state_lib.Horizon(10, 5))

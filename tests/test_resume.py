@@ -1,0 +1,55 @@
+"""An interrupted run is the uninterrupted one, to the bit."""
+
+import io
+import os
+import signal
+
+import jax
+import numpy as np
+
+from esvit_jax import metrics, train
+from runs import STEPS, tiny
+
+
+class Interrupt(io.StringIO):
+  """Asks the process to stop once a line starts with the given words."""
+
+  def __init__(self, words):
+    super().__init__()
+    self.words = words
+
+  def write(self, text):
+    if text.startswith(self.words):
+      os.kill(os.getpid(), signal.SIGTERM)
+    return super().write(text)
+
+
+def test_resumed_is_uninterrupted(tmp_path):
+  config, log = tiny(), io.StringIO()
+  whole = train.run(config, f'{tmp_path}/whole', log)
+  assert 'from step' not in log.getvalue()
+  log = Interrupt('step 2/')
+  stopped = train.run(config, f'{tmp_path}/parts', log)
+  assert 2 < int(stopped.step) < STEPS
+  assert 'the same command goes on' in log.getvalue()
+  resumed = train.run(config, f'{tmp_path}/parts', io.StringIO())
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed)):
+    np.testing.assert_array_equal(a, b)
+
+  lines = [
+    metrics.read(f'{tmp_path}/{x}/metrics.jsonl') for x in ('whole', 'parts')
+  ]
+  for line in lines:
+    steps = [x['step'] for x in line]
+    assert steps == sorted(set(steps)) == list(range(STEPS + 1))
+  for a, b in zip(*lines):
+    a, b = (
+      {k: v for k, v in x.items() if 'per_s' not in k and 'wait' not in k}
+      for x in (a, b)
+    )
+    assert a == b
+  # A finished run tells its scores again and changes nothing.
+  log = io.StringIO()
+  again = train.run(config, f'{tmp_path}/parts', log)
+  assert int(again.step) == STEPS
+  assert 'teacher' in log.getvalue()
