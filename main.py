@@ -5,6 +5,8 @@ what you can mend, said in one line. All logic is in `esvit_jax`, ready for
 Colab: `esvit_jax.train.run(config, workdir)`.
 """
 
+import pathlib
+import re
 import sys
 
 from absl import flags
@@ -13,7 +15,10 @@ from ml_collections import config_flags
 from esvit_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'A file of configs/, with :variant where it has some.'
+  'config',
+  None,
+  'A file of configs/, with :variant where it has some. Its fields, listed in '
+  'configs/common.py, are set by --config.FIELD=VALUE.',
 )
 WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Run directory; the same command again resumes.'
@@ -63,21 +68,54 @@ def parse(argv: list[str]):
   try:
     rest = flags.FLAGS(argv)
     config = CONFIG.value
-    if rest[1:]:
-      raise UserError(f"what is '{rest[1]}'? Flags look like --name=value")
-    if config is None:
-      raise UserError('no --config; try --config=configs/quickstart.py')
-    config.lock()
-  except UserError:
-    raise
+    if config is not None:
+      config.lock()
   except Exception as e:  # a config file can raise anything
-    lines = str(e).strip().splitlines() or [type(e).__name__]
-    # A config file that raises comes with its whole traceback.
-    text = lines[-1] if 'Traceback' in str(e) else ' '.join(lines)
-    raise UserError(f'{text.strip()} (see --help)') from e
+    raise UserError(_explain(e, argv)) from e
+  if rest[1:]:
+    raise UserError(f"what is '{rest[1]}'? Flags look like --name=value")
+  if config is None:
+    raise UserError('no --config; try --config=configs/quickstart.py')
+  for field, value in flags.FLAGS['config'].override_values.items():
+    if isinstance(value, tuple) and any(isinstance(x, str) for x in value):
+      raise UserError(
+        f"config.{field} is {value}: give numbers, such as '(0.5, 0.5)'"
+      )
   if MODE.value == 'train' and not WORKDIR.value:
     raise UserError('no --workdir; try --workdir=runs/NAME')
   return config
+
+
+KINDS = {'int': 'a whole number', 'float': 'a number', 'bool': 'True or False'}
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+  """What absl and ml_collections complain of, in one line of our own."""
+  text = str(error).strip() or type(error).__name__
+  if 'Traceback' in text:  # raised by a config file
+    line = text.splitlines()[-1].removeprefix('ValueError: ')
+    return f'{line} (see --help)'
+  if isinstance(error, OSError):
+    here = pathlib.Path(__file__).parent / 'configs'
+    names = sorted(x.name for x in here.glob('[!_]*.py') if x.stem != 'common')
+    given = re.search(r'--?config[= ](.*?)(:| |$)', ' '.join(argv))
+    return (
+      f"no config file '{given[1] if given else ''}': configs/ has "
+      f'{", ".join(names)}'
+    )
+  if isinstance(error, (AttributeError, KeyError)):
+    close = re.search('mean "(.*?)" instead of "(.*?)"', text)
+    right, wrong = close.groups() if close else ('', text.split()[-1])
+    wrong = wrong.strip('\'"')
+    fields = [x.partition('=')[0].partition('config.')[2] for x in argv]
+    field = next((x for x in fields if wrong in x.split('.')), wrong)
+    right = '.'.join(right if x == wrong else x for x in field.split('.'))
+    hint = f"did you mean '{right}'? (see --help)" if close else 'see --help'
+    return f"config has no field '{field}': {hint}"
+  value = re.match('flag --(.*?)=(.*?): ', text)
+  if value and (kind := KINDS.get(flags.FLAGS[value[1]].flag_type())):
+    return f"--{value[1]} is '{value[2]}': give {kind}"
+  return f'{" ".join(text.split())} (see --help)'
 
 
 if __name__ == '__main__':

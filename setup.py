@@ -29,6 +29,7 @@ setup(
     'orbax-checkpoint>=0.12.8',
     'pillow',
     'rich',
+    'safetensors',
     'simplejpeg',
     'tensorflow-datasets>=4.9.10',
   ],

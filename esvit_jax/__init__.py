@@ -1,0 +1,13 @@
+"""EsViT in JAX: self-supervised vision transformers.
+
+apply, params = esvit_jax.load('swin_tiny.pth')
+features = apply(params, images)  # .view [N, D], .grid [N, h, w, D]
+"""
+
+
+def load(path: str, which: str = 'teacher'):
+  """A trained backbone as (apply, params); see `esvit_jax.export.load`."""
+  # Here, so that `import esvit_jax` stays cheap.
+  from esvit_jax import export
+
+  return export.load(path, which)

@@ -5,10 +5,16 @@ complete, whatever killed the run. Kept are the last few and the best.
 """
 
 import contextlib
+import glob
+import io
 import logging
 import os
+import shutil
+import sys
+import time
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
   AnyPreservationPolicy,
@@ -20,6 +26,8 @@ from orbax.checkpoint.checkpoint_managers import (
 from esvit_jax.errors import UserError
 from esvit_jax.state import TrainState
 
+UNFINISHED = '.orbax-checkpoint-tmp'
+
 # Orbax tells at INFO what the progress line already says.
 logging.getLogger('absl').setLevel(logging.ERROR)
 
@@ -28,7 +36,7 @@ class Checkpoints:
   """The checkpoints of one run directory.
 
   Args:
-    directory: created at the first save.
+    directory: created if missing.
     keep: how many of the newest stay.
     keep_every: steps at whose multiples they stay too; 0: none.
     best: name of the metric whose best (largest) checkpoint stays as well.
@@ -44,15 +52,24 @@ class Checkpoints:
     def score(metrics):
       return (metrics or {}).get(best, float('-inf'))
 
-    stay = [LatestN(keep), BestN(get_metric_fn=score, n=1)]
+    stay = [
+      LatestN(keep),
+      BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
+    ]
     if keep_every:
       stay.append(EveryNSteps(keep_every))
     self.directory = os.path.abspath(directory)
+    if jax.process_index() == 0:
+      # What a killed save left. Orbax would remove it too, but in a thread
+      # that outlives us.
+      for name in glob.glob(f'{glob.escape(self.directory)}/*{UNFINISHED}*'):
+        shutil.rmtree(name)
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy(stay),
-        cleanup_tmp_directories=True,
+        # Without it orbax forgets the scores when the run is resumed.
+        best_fn=score,
         enable_async_checkpointing=True,
       ),
     )
@@ -68,7 +85,7 @@ class Checkpoints:
       self._manager.save(
         step,
         args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict())),
-        metrics=metrics or {},
+        metrics={k: float(v) for k, v in (metrics or {}).items()},
       )
 
   def restore(self, like: TrainState, step: int | None = None) -> TrainState:
@@ -83,17 +100,15 @@ class Checkpoints:
       UserError: where it cannot be read or is of another model.
     """
     step = self.latest() if step is None else step
-    try:
+    with _reading(
+      os.path.join(self.directory, str(step)),
+      'delete that folder to resume from the step before, or choose another '
+      '--workdir',
+    ):
       restored = self._manager.restore(
         step,
         args=ocp.args.Composite(state=ocp.args.StandardRestore(like._asdict())),
       )
-    except (ValueError, KeyError, OSError, TypeError) as e:
-      raise UserError(
-        f'cannot read checkpoint {step} in {self.directory}: '
-        f'{_first_line(e)}; delete that step to resume from the one before, '
-        'or choose another --workdir'
-      ) from e
     return TrainState(**restored['state'])
 
   def close(self) -> None:
@@ -136,12 +151,45 @@ def restore_parts(
       f'no checkpoint of step {step} in {directory}: there are '
       f'{", ".join(map(str, steps))}'
     )
-  step = steps[-1] if step is None else step
-  with contextlib.closing(ocp.StandardCheckpointer()) as reader:
-    tree = reader.restore(os.path.join(directory, str(step), 'state'))
-  return {part: jax.device_get(tree[part]) for part in parts}
+  folder = os.path.join(directory, str(steps[-1] if step is None else step))
+  with (
+    _reading(folder, 'choose another --config.init.checkpoint'),
+    contextlib.closing(ocp.PyTreeCheckpointer()) as reader,
+  ):
+    path = os.path.join(folder, 'state')
+    saved = reader.metadata(path).item_metadata
+    if saved is None:
+      raise OSError('its metadata is damaged')
+    tree = {part: saved.tree[part] for part in parts}
+    # As NumPy arrays: the devices that saved them may not be here.
+    kind = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree)
+    return reader.restore(
+      path,
+      ocp.args.PyTreeRestore(tree, restore_args=kind, partial_restore=True),
+    )
+
+
+@contextlib.contextmanager
+def _reading(folder: str, remedy: str):
+  """Turns whatever a broken checkpoint raises into one line."""
+  noise = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(noise):
+      try:
+        yield
+      except Exception:
+        # Reads in flight shout their own tracebacks as they end: once is
+        # enough.
+        logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+        time.sleep(0.3)
+        raise
+  except Exception as e:  # orbax raises bare Exceptions too
+    raise UserError(
+      f'cannot read checkpoint {folder} ({_first_line(e)}): {remedy}'
+    ) from e
+  sys.stderr.write(noise.getvalue())
 
 
 def _first_line(error: Exception) -> str:
-  text = str(error).strip().splitlines() or [type(error).__name__]
-  return text[0][:200]
+  text = str(error).strip(' \n\'"').splitlines() or [type(error).__name__]
+  return text[0][:100]

@@ -195,7 +195,7 @@ def from_published(state: Mapping, arch: str, like: Mapping) -> dict:
     'different': differ,
   }
   if any(problems.values()):
-    text = '; '.join(_listed(k, v) for k, v in problems.items() if v)
+    text = '; '.join(listed(k, v) for k, v in problems.items() if v)
     raise UserError(f'this checkpoint is not of the {arch} asked for: {text}')
   return traverse_util.unflatten_dict(ours, sep='/')
 
@@ -219,7 +219,7 @@ def to_published(variables: Mapping, arch: str) -> Arrays:
     )
   if unexpected:
     raise UserError(
-      f'these variables are not of {arch}: {_listed("unexpected", unexpected)}'
+      f'these variables are not of {arch}: {listed("unexpected", unexpected)}'
     )
   for row in table:
     if isinstance(row, Buffer):
@@ -273,6 +273,15 @@ def _reorder_shape(shape: tuple, axes) -> tuple:
   return shape if axes is None else tuple(shape[a] for a in axes)
 
 
-def _listed(title: str, keys: list[str], most: int = 8) -> str:
+def listed(title: str, keys: list[str], most: int = 8) -> str:
+  """`keys` for one line: how many, and the first."""
   more = f' and {len(keys) - most} more' if len(keys) > most else ''
   return f'{len(keys)} {title}: {", ".join(keys[:most])}{more}'
+
+
+if __name__ == '__main__':
+  import sys
+
+  from esvit_jax import conversion
+
+  sys.exit(conversion.main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import sys
 import time
 
@@ -18,7 +19,7 @@ class Metrics:
 
   Args:
     directory: of the run.
-    step: the step the run resumes from (0: a fresh one).
+    resumed: the step the run goes on from; None drops all that is there.
     tensorboard: write event files too.
     write: False on all processes but the first.
   """
@@ -26,15 +27,18 @@ class Metrics:
   def __init__(
     self,
     directory: str,
-    step: int = 0,
+    resumed: int | None = None,
     tensorboard: bool = False,
     write: bool = True,
   ):
     self.path = os.path.join(directory, 'metrics.jsonl')
     self.pending: dict = {}
     self._file = None
-    self._board = _tensorboard(directory) if tensorboard and write else None
-    self.history = [x for x in read(self.path) if x['step'] <= step]
+    self._board = None
+    if tensorboard and write:
+      self._board = tensorboard_writers().SummaryWriter(directory)
+    past = [] if resumed is None else read(self.path)
+    self.history = [x for x in past if x['step'] <= resumed]
     if write:
       with open(self.path + '.tmp', 'w', encoding='utf-8') as f:
         f.writelines(json.dumps(line) + '\n' for line in self.history)
@@ -135,11 +139,11 @@ class Progress:
     self._last, self._last_step, self._waited = now, step, 0.0
     self._print(
       f'step {step}/{self.steps}  epoch {step / self.steps_per_epoch:.1f}  '
+      f'ETA {duration(left)}  '
       f'loss {values.get("train/loss", math.nan):.4f}  '
       f'lr {values.get("train/lr", 0.0):.2e}  '
       f'{speeds["train/images_per_s"]:.0f} img/s  '
-      f'data wait {100 * speeds["train/data_wait"]:.0f}%  '
-      f'ETA {duration(left)}'
+      f'data wait {100 * speeds["train/data_wait"]:.0f}%'
     )
     return speeds
 
@@ -151,15 +155,22 @@ class Progress:
 
   def say(self, text: str) -> None:
     """Prints a line of its own."""
+    self.close()
     if self.out:
-      if self._open:
-        self.out.write('\n')
-        self._open = False
       print(text, file=self.out, flush=True)
+
+  def close(self) -> None:
+    """Ends the line that is being updated, if there is one."""
+    if self._open:
+      self.out.write('\n')
+      self.out.flush()
+      self._open = False
 
   def _print(self, line: str) -> None:
     if self.out and self.out.isatty():
-      self.out.write('\r\x1b[K' + line)
+      # A line that wraps cannot be taken back.
+      width = shutil.get_terminal_size().columns - 1
+      self.out.write('\r\x1b[K' + line[:width])
       self.out.flush()
       self._open = True
     elif self.out:
@@ -180,13 +191,17 @@ def _finite(value) -> float | None:
   return value if math.isfinite(value) else None
 
 
-def _tensorboard(directory: str):
-  """The one place where TensorFlow may come in, through clu."""
+def tensorboard_writers():
+  """clu's writers: the one place where TensorFlow may come in.
+
+  Raises:
+    UserError: it is not installed.
+  """
   try:
     from clu import metric_writers
   except ImportError as e:
     raise UserError(
       'config.tensorboard needs TensorFlow: '
-      "pip install 'esvit_jax[tensorboard]'"
+      "pip install 'esvit_jax[tensorboard]', or leave it False"
     ) from e
-  return metric_writers.SummaryWriter(directory)
+  return metric_writers

@@ -51,7 +51,7 @@ def mesh(devices=None) -> Mesh:
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
   """Raises UserError unless the batch splits evenly."""
-  shares = mesh.size * accumulate
+  shares = mesh.size * max(accumulate, 1)
   if batch_size < 1 or batch_size % shares:
     nearest = max(shares, batch_size // shares * shares)
     parts = f' x accumulate {accumulate}' if accumulate > 1 else ''

@@ -27,6 +27,7 @@ from esvit_jax import (
   data,
   evals,
   health,
+  limits,
   methods,
   optim,
   sharding,
@@ -37,7 +38,12 @@ from esvit_jax import state as state_lib
 from esvit_jax.analysis import pictures
 from esvit_jax.checkpoint import Checkpoints, restore_parts
 from esvit_jax.errors import UserError
-from esvit_jax.metrics import Metrics, Progress, duration
+from esvit_jax.metrics import (
+  Metrics,
+  Progress,
+  duration,
+  tensorboard_writers,
+)
 
 FIRST_STEPS = 10  # after these, the time of the run can be told
 RANK_IMAGES = 512  # the effective rank is read off this many
@@ -86,6 +92,7 @@ def run(config, directory: str, out=sys.stdout) -> state_lib.TrainState:
   Raises:
     UserError: the config or the data cannot be run; nothing is written.
   """
+  workdir.check(directory, config.to_dict())
   job = prepare(config)
   first = jax.process_index() == 0
   with contextlib.ExitStack() as stack:
@@ -97,13 +104,20 @@ def run(config, directory: str, out=sys.stdout) -> state_lib.TrainState:
 def prepare(config, mesh=None) -> Job:
   """Checks all that can be checked before the first image."""
   mesh = mesh or sharding.mesh()
+  limits.check(config)
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
+  if config.tensorboard:
+    tensorboard_writers()
   train = data.open_source(config.data, config.data.split)
   test = data.open_test(config.data, train)
   per_epoch = max(len(train) // config.batch_size, 1)
   steps = config.steps or config.epochs * per_epoch
   horizon = state_lib.Horizon(steps, per_epoch)
-  return plan(config, mesh, {'train': train, 'test': test}, horizon)
+  job = plan(config, mesh, {'train': train, 'test': test}, horizon)
+  # Whatever cannot be computed shows in a trace, with nothing written yet.
+  step = state_lib.make_train_step(job.method, job.tx, config.accumulate)
+  jax.eval_shape(step, job.state, job.batch, job.key)
+  return job
 
 
 def plan(config, mesh, sources, horizon) -> Job:
@@ -176,24 +190,23 @@ def create_state(job: Job) -> state_lib.TrainState:
 
 def start(job: Job) -> state_lib.TrainState:
   """The state of step 0, or of another run's weights (config.init)."""
-  state, init = create_state(job), job.config.init
+  init = job.config.init
+  step = init.epoch * job.horizon.steps_per_epoch
   if init.checkpoint:
     parts = restore_parts(
-      init.checkpoint,
-      ('params', 'teacher', 'extra'),
-      init.epoch * job.horizon.steps_per_epoch,
+      init.checkpoint, ('params', 'teacher', 'extra'), step or None
     )
-    state = continue_from(state, parts)
-    step = jnp.int32(init.epoch * job.horizon.steps_per_epoch)
-    state = state._replace(step=jax.device_put(step, state.step.sharding))
-  elif init.epoch:
+    state = continue_from(create_state(job), parts)
+    step = jax.device_put(jnp.int32(step), state.step.sharding)
+    return state._replace(step=step)
+  if init.epoch:
     raise UserError(
       f'this recipe adds the region task to a view-only run at epoch '
       f'{init.epoch}: train that first (the config variant ..._view), then '
       'pass --config.init.checkpoint=ITS_WORKDIR; or set '
       '--config.init.epoch=0 to train both from the start'
     )
-  return state
+  return create_state(job)
 
 
 def continue_from(state, parts: dict) -> state_lib.TrainState:
@@ -264,21 +277,24 @@ def _least_memory(job: Job) -> int:
 def _train(job: Job, directory: str, out) -> state_lib.TrainState:
   """Restores or starts, loops, judges and saves."""
   config, steps = job.config, job.horizon.steps
-  checkpoints = Checkpoints(
-    os.path.join(directory, 'checkpoints'),
-    config.checkpoint.keep,
-    config.checkpoint.keep_every_epochs * job.horizon.steps_per_epoch,
-  )
-  resumed = checkpoints.latest()
-  state = start(job) if resumed is None else checkpoints.restore(job.state)
-  first = int(state.step)
-  metrics = Metrics(directory, first, config.tensorboard, out is not None)
-  progress = Progress(
-    steps, first, job.horizon.steps_per_epoch, config.batch_size, out
-  )
-  judge = Judge(job, directory)
-  summary.introduce(job, directory, resumed, progress.say)
-  try:
+  with contextlib.ExitStack() as stack:
+    checkpoints = Checkpoints(
+      os.path.join(directory, 'checkpoints'),
+      config.checkpoint.keep,
+      config.checkpoint.keep_every_epochs * job.horizon.steps_per_epoch,
+    )
+    stack.callback(checkpoints.close)
+    resumed = checkpoints.latest()
+    state = start(job) if resumed is None else checkpoints.restore(job.state)
+    first = int(state.step)
+    metrics = Metrics(directory, resumed, config.tensorboard, out is not None)
+    stack.callback(metrics.close)
+    progress = Progress(
+      steps, first, job.horizon.steps_per_epoch, config.batch_size, out
+    )
+    stack.callback(progress.close)
+    judge = Judge(job, directory)
+    summary.introduce(job, directory, resumed, progress.say)
     if resumed is None:
       metrics.write(first, judge(state, at_start=True))
       metrics.flush()
@@ -287,9 +303,6 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
     paths = []
     if out is not None and int(state.step) == steps:
       paths = pictures.draw(job, state, metrics.history, directory)
-  finally:
-    checkpoints.close()
-    metrics.close()
   if int(state.step) < steps:
     progress.say(
       f'stopped at step {int(state.step)}: saved; the same command goes on '

@@ -32,7 +32,7 @@ def check(path: str, config: dict) -> None:
   file = os.path.join(path, 'config.json')
   if os.path.exists(path) and not os.path.isdir(path):
     raise UserError(f'--workdir={path} is a file; name a directory')
-  if not os.path.exists(file):
+  if not trained(path):
     return
   try:
     with open(file, encoding='utf-8') as f:
@@ -59,6 +59,8 @@ def check(path: str, config: dict) -> None:
 def claim(path: str, config: dict):
   """Holds `path` for this process; the lock goes with the process.
 
+  What a user can mend, if nothing has been trained yet, leaves no trace.
+
   Args:
     path: made if missing.
     config: written to config.json.
@@ -67,6 +69,7 @@ def claim(path: str, config: dict):
     UserError: another process runs there, or it holds another config.
   """
   check(path, config)
+  before = os.listdir(path) if os.path.isdir(path) else None
   try:
     os.makedirs(path, exist_ok=True)
     lock = open(os.path.join(path, '.lock'), 'a+')  # noqa: SIM115
@@ -85,7 +88,37 @@ def claim(path: str, config: dict):
     lock.write(str(os.getpid()))
     lock.flush()
     write_json(os.path.join(path, 'config.json'), config)
-    yield path
+    try:
+      yield path
+    except UserError:
+      if not before and not trained(path):
+        _clear(path)
+        if before is None:
+          with contextlib.suppress(OSError):  # corrupt.txt may stay
+            os.rmdir(path)
+      raise
+
+
+def trained(path: str) -> bool:
+  """Whether a run has left something there that another must not touch."""
+  checkpoints = os.path.join(path, 'checkpoints')
+  if os.path.isdir(checkpoints) and os.listdir(checkpoints):
+    return True
+  try:
+    with open(os.path.join(path, 'metrics.jsonl'), encoding='utf-8') as f:
+      # The first line is of the network before training.
+      return len(f.readlines()) > 1
+  except OSError:
+    return False
+
+
+def _clear(path: str) -> None:
+  """Removes what a run writes before its first step."""
+  for name in ('config.json', 'metrics.jsonl', '.lock'):
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(os.path.join(path, name))
+  with contextlib.suppress(FileNotFoundError):
+    os.rmdir(os.path.join(path, 'checkpoints'))
 
 
 def write_json(path: str, value) -> None:

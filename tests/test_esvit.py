@@ -1,6 +1,7 @@
 """EsViT against the published one, and its laws."""
 
 import functools
+import unittest.mock
 
 import golden_weights
 import jax
@@ -27,7 +28,7 @@ PARTS = {
 # The published network
 
 
-def published_config(norm_last_layer: bool):
+def published_config():
   c = common.get_config()
   c.views.locals.count = 4
   c.model.name = 'swin'
@@ -35,7 +36,6 @@ def published_config(norm_last_layer: bool):
   c.model.heads = (1, 2, 4, 8)
   c.model.drop_path, c.model.dtype = 0.0, 'float32'
   c.head.out_dim = 512
-  c.head.norm_last_layer = norm_last_layer
   return c
 
 
@@ -85,19 +85,13 @@ def norms(params, names) -> np.ndarray:
   )
 
 
-@functools.cache
-def published_loss():
-  """Method, state and views of the golden loss; an epoch has ten steps."""
-  method = esvit.build(published_config(False), state_lib.Horizon(3000, 10))
-  params = published_params(method), published_params(method, 'teacher:')
-  return method, fresh(method, *params), published_views('mc5')
-
-
-def fresh(method, params, teacher, opt_state=()):
+def fresh(method, tx, params, teacher):
   """The state before the first step, with these parameters."""
   _, _, extra = jax.eval_shape(method.init, KEY)
   extra = jax.tree.map(lambda x: jnp.zeros(x.shape), extra)
-  return state_lib.TrainState(jnp.int32(0), params, teacher, extra, opt_state)
+  return state_lib.TrainState(
+    jnp.int32(0), params, teacher, extra, jax.jit(tx.init)(params)
+  )
 
 
 def rows(x, regions_per_view) -> np.ndarray:
@@ -106,21 +100,92 @@ def rows(x, regions_per_view) -> np.ndarray:
   return np.concatenate([v.reshape(-1, v.shape[-1]) for v in views])
 
 
-@functools.cache
-def published_outputs():
-  method, state, views = published_loss()
-  forward = jax.jit(
-    lambda state, views: (
-      method.stages['student'](state, views, KEY, {})[0],
-      method.stages['teacher'](state, views, KEY, {}),
-    )
+def with_outputs(function):
+  """`function`, whose losses also tell what both networks said for them.
+
+  Their metrics get 'outputs', those of the student and of the teacher.
+  """
+  objective = esvit.objective
+
+  def tell(s, t, *args):
+    value, extra, metrics = objective(s, t, *args)
+    return value, extra, metrics | {'outputs': (s, t)}
+
+  return unittest.mock.patch.object(esvit, 'objective', tell)(function)
+
+
+def keep_gradients() -> optax.GradientTransformation:
+  """Changes nothing; its state is the gradients it saw last."""
+  return optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda updates, state, params=None: (updates, updates),
   )
-  return forward(state, views)
+
+
+def make_step(method, tx, momentum):
+  """The shared step, jitted, for batches of ready-made views."""
+  method = method._replace(
+    views=lambda batch, keys: batch['views'], momentum=momentum
+  )
+  step = jax.jit(with_outputs(state_lib.make_train_step(method, tx)))
+
+  def call(state, views):
+    batch = {'image': views['globals'], 'views': views}
+    state, metrics = step(state, batch, KEY)
+    return state, metrics, metrics.pop('outputs')
+
+  return call
+
+
+# Of the step golden; the loss golden is taken from the same compiled step.
+EPOCH = 7  # steps
+
+
+@functools.cache
+def published():
+  """A method of 300 epochs, its optimiser and its step."""
+  _, entry = golden_weights.load('step_swin_small24_w7_nll_true')
+  horizon = state_lib.Horizon(300 * EPOCH, EPOCH)
+  method = esvit.build(published_config(), horizon)
+  momentum = np.zeros(2 * EPOCH, np.float32)
+  momentum[[i for _, i in entry['plan_epoch_globaliter']]] = entry['ema_m']
+  shapes, _, _ = jax.eval_shape(method.init, KEY)
+  tx = optax.chain(
+    keep_gradients(),
+    optim.build(
+      {
+        'clip': entry['clip'],
+        # Lengths have gradients, for the loss golden, and never move.
+        'freeze': {'last_layer/g$': None, 'last_layer': 1},
+      },
+      shapes,
+      lambda count: jnp.asarray(entry['lr'])[count],
+      lambda count: jnp.asarray(entry['wd'])[count],
+    ),
+  )
+  step = make_step(method, tx, lambda step: jnp.asarray(momentum)[step])
+  return method, tx, step
+
+
+@functools.cache
+def published_epochs():
+  """State after a step, loss and outputs in the epochs 0 and 40."""
+  method, tx, step = published()
+  state = fresh(
+    method, tx, published_params(method), published_params(method, 'teacher:')
+  )
+  views, found = published_views('mc5'), []
+  for epoch in (0, 40):
+    state = state._replace(step=jnp.int32(EPOCH * epoch))
+    after, metrics, outputs = step(state, views)
+    state = state._replace(extra=after.extra)
+    found.append((after, metrics['loss'], outputs))
+  return found
 
 
 def test_published_outputs():
   golden, _ = golden_weights.load('loss_swin_small24_w7')
-  s, t = published_outputs()
+  _, _, (s, t) = published_epochs()[0]
   assert s.regions_per_view == (49, 49, 9, 9, 9, 9)
   found = {}
   for who, x in (('student', s), ('teacher', t)):
@@ -143,107 +208,50 @@ def test_published_outputs():
 
 def test_published_view_loss():
   golden, _ = golden_weights.load('loss_swin_small24_w7')
-  config = published_config(False)
+  config = published_config()
   config.loss.region_weight = 0.0
-  s, t = published_outputs()
+  _, _, (s, t) = published_epochs()[0]
   extra = {'center': jnp.zeros(512)}
   for name, temp in (('epoch0_center0', 0.04), ('epoch40_center1', 0.07)):
     value, extra, _ = esvit.objective(s, t, extra, temp, config)
-    assert abs(value - golden[f'dino_loss_{name}']) < 2e-5
+    assert abs(value - golden[f'dino_loss_{name}']) < 5e-6
   center = extra['center'][None]
-  assert golden_weights.error(center, golden['dino_center_after2']) < 2e-5
+  assert golden_weights.error(center, golden['dino_center_after2']) < 1e-6
 
 
 def test_published_loss_and_gradients():
   golden, entry = golden_weights.load('loss_swin_small24_w7')
-  method, state, views = published_loss()
-
-  @jax.jit
-  def value_and_grads(state, views):
-    def loss(params):
-      loss = method.loss(params, state, views, KEY)
-      return loss.value, loss
-
-    return jax.grad(loss, has_aux=True)(state.params)
-
-  grad_names = entry['gradnorm_all_names']
-  for n, (epoch, key) in enumerate([(0, 'center0'), (40, 'center1')], 1):
-    grads, loss = value_and_grads(
-      state._replace(step=jnp.int32(10 * epoch)), views
-    )
-    state = state._replace(extra=loss.extra)
-    expected = golden[f'ddino_loss_epoch{epoch}_{key}']
-    assert abs(loss.value - expected) < 2e-5
+  names = ('epoch0_center0', 'epoch40_center1')
+  for n, (after, loss, _) in enumerate(published_epochs()):
+    assert abs(loss - golden[f'ddino_loss_{names[n]}']) < 5e-6
     for name in ('center', 'center_grid'):
-      error = golden_weights.error(
-        loss.extra[name][None], golden[f'{name}_after{n}']
-      )
-      assert error < 2e-5
-    if epoch == 0:
-      found, expected = norms(grads, grad_names), golden['gradnorm_all_epoch0']
-    else:
-      found = norms(grads, entry['gradnorm_names'])
-      expected = golden['gradnorm_epoch40']
-    print(
-      'grad',
-      np.abs(found - expected).max(),
-      np.abs(found / expected - 1).max(),
-      expected.min(),
-      expected.max(),
+      expected = golden[f'{name}_after{n + 1}']
+      assert golden_weights.error(after.extra[name][None], expected) < 1e-6
+    kind, epoch = (('_all', 0), ('', 40))[n]
+    np.testing.assert_allclose(
+      norms(after.opt_state[0], entry[f'gradnorm{kind}_names']),
+      golden[f'gradnorm{kind}_epoch{epoch}'],
+      rtol=1e-5,
     )
-    np.testing.assert_allclose(found, expected, rtol=2e-5)
-
-
-def keep_gradients() -> optax.GradientTransformation:
-  """Changes nothing; its state is the gradients it saw last."""
-  return optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda updates, state, params=None: (updates, updates),
-  )
 
 
 def test_published_steps():
   golden, entry = golden_weights.load('step_swin_small24_w7_nll_true')
+  noise = entry['noise_f32_vs_f64']
   names = golden_weights.load('loss_swin_small24_w7')[1]['gradnorm_all_names']
-  iterations = [i for _, i in entry['plan_epoch_globaliter']]
-  # Seven steps are an epoch; of these runs only the planned steps are taken.
-  method = esvit.build(published_config(True), state_lib.Horizon(2100, 7))
-  momentum = np.zeros(14, np.float32)
-  momentum[iterations] = entry['ema_m']
-  method = method._replace(
-    views=lambda batch, keys: {
-      'globals': batch['image'],
-      'locals': batch['locals'],
-    },
-    momentum=lambda step: jnp.asarray(momentum)[step],
-  )
+  trained = [n for n in names if not n.endswith('weight_g')]
+  method, tx, step = published()
   params = published_params(method)
   for head in ('head', 'head_dense'):
     params[head]['last_layer']['g'] = np.ones((512, 1), np.float32)
-  tx = optax.chain(
-    keep_gradients(),
-    optim.build(
-      {
-        'clip': entry['clip'],
-        'freeze': {'last_layer/g$': None, 'last_layer': 1},
-      },
-      params,
-      *(
-        lambda count, x=jnp.float32(entry[name]): x[count]
-        for name in ('lr', 'wd')
-      ),
-    ),
-  )
-  state = fresh(method, params, params, jax.jit(tx.init)(params))
-  step = jax.jit(state_lib.make_train_step(method, tx))
-  trained = [n for n in names if not n.endswith('weight_g')]
+  state = fresh(method, tx, params, params)
 
-  for n, name in enumerate(('step0c', 'step1b', 'step2a')):
-    views = published_views(name)
-    batch = {'image': views['globals'], 'locals': views['locals']}
-    state = state._replace(step=jnp.int32(iterations[n]))
-    state, metrics = step(state, batch, KEY)
-    assert abs(metrics['loss'] - entry['loss'][n]) < 2e-5
+  for n, (epoch, iteration) in enumerate(entry['plan_epoch_globaliter']):
+    assert iteration // EPOCH == epoch
+    state = state._replace(step=jnp.int32(iteration))
+    views = published_views(('step0c', 'step1b', 'step2a')[n])
+    state, metrics, _ = step(state, views)
+    assert abs(metrics['loss'] - entry['loss'][n]) < 5e-6
     found = {
       'gradnorm_preclip': norms(state.opt_state[0], trained),
       'student_norm': norms(state.params, names),
@@ -256,13 +264,13 @@ def test_published_steps():
     stored = [k for k in golden if k.startswith(f'step{n}_')]
     assert len(stored) == 13
     for key in stored:
-      # All stored tensors are near 1 or smaller. The teacher has moved by
-      # 1e-6 after one step and by 1e-5 after three.
+      # Tensors are near 1 or smaller. The teacher has moved by 1e-6 after one
+      # step and by 1e-5 after three.
       np.testing.assert_allclose(
         found[key.removeprefix(f'step{n}_')],
         golden[key],
-        rtol=3e-6 if 'norm' in key.split(':')[0] else 0,
-        atol=0 if 'norm' in key.split(':')[0] else 3e-7,
+        rtol=3e-6 if key.endswith(('_norm', '_preclip')) else 0,
+        atol=max(3 * noise[key], 3e-7),
         err_msg=key,
       )
 
@@ -276,6 +284,7 @@ def tiny(locals_=(('locals', 16, 2),), **changes):
   del c.views.locals
   for name, size, count in locals_:
     c.views[name] = common.view(size, count, (0.1, 0.4))
+  c.model.dims, c.model.depths, c.model.heads = (16,), (1,), (2,)
   c.model.drop_path = 0.0
   c.loss.form = 'plain'
   c.update(changes)
@@ -348,37 +357,36 @@ def formula(s, t, extra, temp_s, temp_t):
           target = t.region_prototypes @ region_t[q][b, j]
           target = softmax((target - extra['center_grid']) / temp_t)
           answer = s.region_prototypes @ region_s[v][b, i] / temp_s
-          region -= (
-            target @ np.log(softmax(answer)) / B / len(grid_s[v][b])
-          )
+          region -= target @ np.log(softmax(answer)) / B / len(grid_s[v][b])
         if v < 2:
           distinct += len(set(chosen)) / len(chosen) / B / 2
   return view / pairs, region / pairs, distinct
 
 
 @pytest.mark.parametrize(
-  'locals_',
+  ('locals_', 'regions'),
   [
-    (),
-    # Neither the order of names nor that of sizes may matter.
-    (('locals', 16, 2), ('extra', 20, 1)),
+    ((), (49, 49)),
+    # Globals come first, whatever the names of the others.
+    ((('locals', 16, 2), ('extra', 20, 1)), (49, 49, 25, 16, 16)),
   ],
   ids=['no locals', 'two sizes of locals'],
 )
-def test_loss_is_the_formula(locals_):
+def test_loss_is_the_formula(locals_, regions):
   config = tiny(locals_, loss={'region_weight': 0.25})
   method, state, views = start(config)
 
   @jax.jit
+  @with_outputs
   def run(state, views):
     return (
       method.loss(state.params, state, views, KEY),
-      method.stages['student'](state, views, KEY, {})[0],
-      method.stages['teacher'](state, views, KEY, {}),
       method.features(state.params, {}, views['globals'][:, 1]),
     )
 
-  loss, s, t, features = run(state, views)
+  loss, features = run(state, views)
+  s, t = loss.metrics['outputs']
+  assert s.regions_per_view == regions
   temps = config.loss.student_temp, config.loss.teacher_temp
   view, region, distinct = formula(s, t, state.extra, *temps)
   found = loss.metrics
@@ -399,58 +407,82 @@ def test_loss_is_the_formula(locals_):
 
 
 @functools.cache
-def run(**changes):
-  """Loss, gradients by (params, teacher, extra) and params of the tiny run."""
-  sections = {'form': 'loss', 'region_weight': 'loss', 'dtype': 'model'}
-  config = tiny(**{sections[k]: {k: v} for k, v in changes.items()})
+def gradients(dtype: str = 'float32'):
+  """A run's config and state; its loss, and gradients by all there is."""
+  config = tiny(model={'dtype': dtype})
   method, state, views = start(config)
 
-  @jax.jit
-  def value_and_grads(state, views):
-    def value(params, teacher, extra):
-      loss = method.loss(
-        params, state._replace(teacher=teacher, extra=extra), views, KEY
-      )
-      return loss.value, loss
+  def value(params, teacher, extra, views):
+    weights = state._replace(teacher=teacher, extra=extra)
+    loss = method.loss(params, weights, views, KEY)
+    return loss.value, loss
 
-    return jax.grad(value, (0, 1, 2), has_aux=True)(*state[1:4])
-
-  grads, loss = value_and_grads(state, views)
-  return loss, grads, state
+  grad = jax.jit(with_outputs(jax.grad(value, (0, 1, 2), has_aux=True)))
+  grads, loss = grad(state.params, state.teacher, state.extra, views)
+  return config, state, loss, grads
 
 
 def test_teacher_and_centers_have_no_gradient():
-  _, (grads, teacher, extra), _ = run(form='plain')
-  assert all(np.any(g) for g in jax.tree.leaves(grads))
+  _, _, _, (student, *others) = gradients()
+  assert all(np.any(g) for g in jax.tree.leaves(student))
+  teacher, extra = others
   assert extra.keys() == {'student', 'teacher', 'center', 'center_grid'}
-  assert not any(np.any(g) for g in jax.tree.leaves((teacher, extra)))
+  assert teacher.keys() == student.keys()
+  assert not any(np.any(g) for g in jax.tree.leaves(others))
 
 
 @pytest.mark.parametrize(('form', 'chunk'), [('images', 3), ('prototypes', 24)])
 def test_forms_are_equal(form, chunk, monkeypatch):
   monkeypatch.setattr(prototypes, 'default_chunk', lambda *_: chunk)
-  plain, plain_grads, _ = run(form='plain')
-  loss, grads, _ = run(form=form)
-  assert loss.value == pytest.approx(float(plain.value), abs=1e-5)
-  for a, b in zip(*map(jax.tree.leaves, (grads, plain_grads))):
-    np.testing.assert_allclose(a, b, atol=1e-5)
+  config, state, loss, _ = gradients()
+  s, t = loss.metrics['outputs']
+
+  def objective(s, form):
+    c = config.copy_and_resolve_references()
+    c.loss.form = form
+    return esvit.objective(s, t, state.extra, 0.05, c)[0]
+
+  value_and_grad = jax.jit(jax.value_and_grad(objective), static_argnums=1)
+  value, grads = value_and_grad(s, form)
+  expected, expected_grads = value_and_grad(s, 'plain')
+  assert value == pytest.approx(float(expected), abs=1e-5)
+  for a, b in zip(*map(jax.tree.leaves, (grads, expected_grads))):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_signs_of_collapse_are_what_they_say():
+  config, state, loss, _ = gradients()
+  _, t = loss.metrics['outputs']
+  logits = t.view @ t.view_prototypes.T - state.extra['center'][None, None]
+  p = softmax(np.float64(logits) / config.loss.teacher_temp)
+  mean = p.mean((0, 1))
+  x = t.pooled / jnp.linalg.norm(t.pooled, axis=-1, keepdims=True)
+  expected = {
+    'teacher_entropy': -(p * np.log(p)).sum(-1).mean(),
+    'teacher_kl_uniform': (mean * np.log(mean * len(mean))).sum(),
+    'feature_spread': np.sqrt(x.reshape(-1, x.shape[-1]).var(0).sum()),
+    'teacher_temp': config.loss.teacher_temp,
+  }
+  for name, value in expected.items():
+    assert loss.metrics[name] == pytest.approx(value, abs=1e-5), name
 
 
 def test_without_regions_it_is_dino():
-  whole, _, _ = run(form='plain')
-  loss, _, state = run(region_weight=0.0)
+  _, _, whole, _ = gradients()
+  method, state, views = start(tiny(loss={'region_weight': 0.0}))
+  loss = jax.jit(method.loss)(state.params, state, views, KEY)
   assert state.params.keys() == state.teacher.keys() == {'backbone', 'head'}
   assert loss.extra.keys() == {'student', 'teacher', 'center'}
   assert 'region_loss' not in loss.metrics
-  np.testing.assert_allclose(loss.value, whole.metrics['view_loss'], atol=1e-6)
+  np.testing.assert_allclose(loss.value, whole.metrics['view_loss'], atol=1e-5)
   np.testing.assert_allclose(
     loss.extra['center'], whole.extra['center'], atol=1e-6
   )
 
 
 def test_bfloat16_is_near():
-  whole, (expected, _, _), _ = run(form='plain')
-  loss, (grads, _, _), _ = run(dtype='bfloat16')
+  _, _, whole, (expected, _, _) = gradients()
+  _, _, loss, (grads, _, _) = gradients('bfloat16')
   for name in ('view_loss', 'region_loss'):
     a, b = loss.metrics[name], whole.metrics[name]
     assert a != b and abs(a - b) < 0.02 * b, name
@@ -459,21 +491,7 @@ def test_bfloat16_is_near():
     for tree in (grads, expected)
   )
   assert a.dtype == np.float32
-  print(np.linalg.norm(a - b) / np.linalg.norm(b))
-  assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(b)
-
-
-def as_batch(views):
-  return {**views, 'image': views['globals']}
-
-
-def make_step(method, views, tx, momentum):
-  """The shared step on given views."""
-  method = method._replace(
-    views=lambda batch, keys: {name: batch[name] for name in views},
-    momentum=momentum,
-  )
-  return jax.jit(state_lib.make_train_step(method, tx))
+  assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(b)
 
 
 def test_batch_statistics_are_their_networks_own():
@@ -481,20 +499,19 @@ def test_batch_statistics_are_their_networks_own():
   config = tiny(head={'use_bn': True})
   method, state, views = start(config)
   tx = optax.sgd(0.1)
-  state = fresh(method, state.params, state.teacher, tx.init(state.params))
-  step = make_step(method, views, tx, lambda step: jnp.where(step < 1, 0, 1.0))
+  state = fresh(method, tx, state.params, state.teacher)
+  step = make_step(method, tx, lambda step: jnp.where(step < 1, 0, 1.0))
 
-  copied, _ = step(state, as_batch(views), KEY)
+  copied, _, _ = step(state, views)
   for a, b in zip(*map(jax.tree.leaves, (copied.teacher, copied.params))):
     np.testing.assert_array_equal(a, b)
-  kept, _ = step(state._replace(step=jnp.int32(1)), as_batch(views), KEY)
+  kept, _, _ = step(state._replace(step=jnp.int32(1)), views)
   for a, b in zip(*map(jax.tree.leaves, (kept.teacher, state.teacher))):
     np.testing.assert_array_equal(a, b)
   for a, b in zip(*map(jax.tree.leaves, (kept.extra, copied.extra))):
     np.testing.assert_array_equal(a, b)
 
-  other = as_batch(views | {'locals': 2 * views['locals']})
-  changed, _ = step(state, other, KEY)
+  changed, _, _ = step(state, views | {'locals': 2 * views['locals']})
   for who, same in (('teacher', True), ('student', False)):
     for head in ('head', 'head_dense'):
       before, after = (
@@ -502,30 +519,45 @@ def test_batch_statistics_are_their_networks_own():
       )
       assert np.any(before) and np.array_equal(before, after) == same
 
+  # Each goes on from where its own were.
+  for who in ('student', 'teacher'):
+    extra = {**state.extra, who: jax.tree.map(jnp.ones_like, copied.extra[who])}
+    moved, _, _ = step(state._replace(extra=extra), views)
+    for other in ('student', 'teacher'):
+      shift = 0.9 if other == who else 0.0
+      for a, b in zip(
+        *(jax.tree.leaves(x.extra[other]) for x in (moved, copied))
+      ):
+        np.testing.assert_allclose(a - b, shift, atol=1e-6)
+
 
 def test_vit_learns_from_regions():
-  config = tiny(optim={'lr': 1e-3})
-  config.model = {'name': 'vit', 'dim': 32, 'depth': 2, 'heads': 2}
-  config.model |= {'patch': 4, 'image_size': 28, 'dtype': 'float32'}
+  config = tiny()
+  config.model = {
+    'name': 'vit',
+    'dim': 32,
+    'depth': 1,
+    'heads': 2,
+    'patch': 4,
+    'image_size': 28,
+    'drop_path': 0.0,
+    'dtype': 'float32',
+  }
   method, state, views = start(config)
   tx = optax.chain(keep_gradients(), optax.adam(1e-3))
   state = state._replace(opt_state=jax.jit(tx.init)(state.params))
-  step = make_step(method, views, tx, lambda step: 0.996)
+  step = make_step(method, tx, lambda step: 0.996)
   found = []
-  for _ in range(10):
-    state, metrics = step(state, as_batch(views), KEY)
+  for _ in range(5):
+    state, metrics, _ = step(state, views)
     found.append(float(metrics['region_loss']))
     assert all(np.any(g) for g in jax.tree.leaves(state.opt_state[0]))
-  print(found)
-  assert found[-1] < found[0] - 0.1
+  assert found[-1] < found[0] - 0.5
 
 
-@pytest.mark.parametrize('count', [0, 3])
-def test_teacher_wants_two_views(count):
-  config = tiny()
-  if count:
-    config.views.globals.count = count
-  else:
-    del config.views.globals
-  with pytest.raises(UserError, match=r'views\.globals'):
-    esvit.build(config, state_lib.Horizon(10, 5))
+def test_teacher_wants_two_views():
+  for name, count in (('others', 2), ('globals', 3)):
+    config = tiny()
+    config.views = {name: common.view(28, count, (0.4, 1.0))}
+    with pytest.raises(UserError, match=r'views\.globals has [03] views'):
+      esvit.build(config, state_lib.Horizon(10, 5))

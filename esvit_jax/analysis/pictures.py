@@ -39,7 +39,7 @@ def draw(job, state, lines: list[dict], directory: str) -> list[str]:
   plots.views_png(paths[-1], views, c.mean, c.std)
 
   teacher, stats = jax.device_get((state.teacher, state.extra['teacher']))
-  first, second = np.swapaxes(next(iter(views.values())), 0, 1)[:2]
+  first, second = np.swapaxes(views['globals'], 0, 1)[:2]
   grid = jax.jit(lambda x: job.method.features(teacher, stats, x).grid)
   paths.append(os.path.join(folder, 'matches.png'))
   correspondence.correspondences_png(

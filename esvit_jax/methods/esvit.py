@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax import struct
 
 from esvit_jax import augment, models, optim, prototypes
+from esvit_jax.errors import UserError
 from esvit_jax.models.heads import DINOHead
 from esvit_jax.models.layers import Features
 from esvit_jax.state import Horizon, Loss, Method
@@ -83,8 +84,13 @@ def build(config, horizon: Horizon, shards: int = 1) -> Method:
     config: sections data, views, model, head, loss and ema (configs/common).
     horizon: length of the run.
     shards: number of devices the batch is split over.
+
+  Raises:
+    UserError: the teacher's two views are missing, or settings are wrong.
   """
-  views = augment.view_groups(config.views)
+  views = _globals_first(augment.view_groups(config.views))
+  # Mappings of configs and of JAX come sorted, so names keep the order.
+  names = [group.name for group in views]
   region_weight = config.loss.region_weight
   student = _network(config, config.model, region_weight > 0)
   # Published: the teacher runs in train mode, yet without drop path.
@@ -130,7 +136,7 @@ def build(config, horizon: Horizon, shards: int = 1) -> Method:
     return jax.lax.stop_gradient(t), stats
 
   def answers(params, state, views, key):
-    stats, groups = state.extra['student'], tuple(views.values())
+    stats, groups = state.extra['student'], tuple(views[n] for n in names)
     return _apply(student, params, stats, groups, key)
 
   def judged(s, t, state):
@@ -256,7 +262,7 @@ def objective(s: Outputs, t: Outputs, extra, temp, config, shards=1):
 def _signals(t: Outputs, center, temp, sample: int = 64) -> dict:
   """Signs of collapse, from the teacher's views of up to 64 images."""
   B = len(t.view)
-  n = math.gcd(B, sample)
+  n = max(n for n in range(1, sample + 1) if B % n == 0)
   # Striding takes images from every device and moves none.
   u = t.view.reshape(n, B // n, *t.view.shape[1:])[:, 0]  # n 2 P
   logits = jnp.einsum(
@@ -286,6 +292,18 @@ def _distinct(best, regions_per_view) -> jax.Array:
   picks = jnp.stack([best[:, n : 2 * n, 0], best[:, :n, 1]], 1)  # B 2 n
   picked = jax.nn.one_hot(picks, n).max(2)  # B 2 n
   return picked.mean()
+
+
+def _globals_first(groups) -> list[augment.Group]:
+  """The teacher's group of views, then all others."""
+  globals_ = [g for g in groups if g.name == 'globals']
+  count = sum(g.count for g in globals_)
+  if count != TEACHER_VIEWS:
+    raise UserError(
+      f'views.globals has {count} views: the teacher wants {TEACHER_VIEWS}, '
+      'set views.globals.count'
+    )
+  return globals_ + [g for g in groups if g.name != 'globals']
 
 
 def _network(config, model, regions: bool) -> Network:

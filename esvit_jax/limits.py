@@ -1,0 +1,61 @@
+"""Ranges of the numbers in a config, where no one else looks at them."""
+
+import math
+
+from esvit_jax.errors import UserError
+
+POSITIVE = 1e-12
+
+# field -> least and largest value
+LIMITS = {
+  'seed': (0, 2**32 - 1),
+  'batch_size': (1, math.inf),
+  'epochs': (1, math.inf),
+  'steps': (0, math.inf),
+  'accumulate': (1, math.inf),
+  'log_every': (1, math.inf),
+  'max_bad_steps': (1, math.inf),
+  'data.workers': (0, math.inf),
+  'data.max_corrupt': (0, 1),
+  'head.out_dim': (2, math.inf),
+  'head.hidden': (1, math.inf),
+  'head.bottleneck': (1, math.inf),
+  'loss.region_weight': (0, 1),
+  'loss.student_temp': (POSITIVE, math.inf),
+  'loss.teacher_temp': (POSITIVE, math.inf),
+  'loss.teacher_temp_warmup': (POSITIVE, math.inf),
+  'loss.teacher_temp_warmup_epochs': (0, math.inf),
+  'loss.center_momentum': (0, 1),
+  'ema.start': (0, 1),
+  'ema.end': (0, 1),
+  'optim.lr': (0, math.inf),
+  'optim.min_lr': (0, math.inf),
+  'optim.warmup_epochs': (0, math.inf),
+  'optim.clip': (0, math.inf),
+  'optim.freeze_last_layer_epochs': (0, math.inf),
+  'init.epoch': (0, math.inf),
+  'eval.every_epochs': (0, math.inf),
+  'eval.batch_size': (1, math.inf),
+  'eval.size': (1, math.inf),
+  'eval.train_images': (0, math.inf),
+  'checkpoint.every_epochs': (0, math.inf),
+  'checkpoint.keep': (1, math.inf),
+  'checkpoint.keep_every_epochs': (0, math.inf),
+}
+
+
+def check(config) -> None:
+  """Raises UserError for a number that no run can use."""
+  for field, (least, largest) in LIMITS.items():
+    value = config
+    for name in field.split('.'):
+      value = value.get(name) if value is not None else None
+    if value is None or least <= value <= largest:
+      continue
+    if least == POSITIVE:
+      rule = 'more than 0'
+    elif largest == math.inf:
+      rule = f'{least} or more'
+    else:
+      rule = f'{least} to {largest}'
+    raise UserError(f'config.{field} is {value}: use {rule}')

@@ -1,0 +1,167 @@
+"""Every recipe builds, and a few published numbers stay what they are."""
+
+import functools
+import importlib
+import json
+import pathlib
+import re
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common, dino, esvit
+from esvit_jax import limits, models, sharding, train, workdir
+from esvit_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted(
+  x.stem for x in ROOT.glob('configs/*.py') if x.stem not in ('__init__',)
+)
+RECIPES = [x for x in FILES if x != 'common']
+
+
+def module(name):
+  return importlib.import_module(f'configs.{name}')
+
+
+VARIANTS = [
+  (name, variant)
+  for name in RECIPES
+  for variant in getattr(module(name), 'VARIANTS', ('',))
+]
+
+
+@pytest.mark.parametrize(('name', 'variant'), VARIANTS)
+def test_variant_is_whole(name, variant):
+  """The same fields as `common`, bar the model's; a backbone that builds."""
+  c = module(name).get_config(variant)
+  assert isinstance(c, ConfigDict)
+  c.lock()
+  ours, all_fields = (
+    {x for x in workdir.flatten(x.to_dict()) if not x.startswith('model.')}
+    for x in (c, common.get_config())
+  )
+  assert ours == all_fields
+  models.build(c.model)
+  limits.check(c)
+
+
+@functools.cache
+def prepared(text):
+  """Parameters and steps; small as they are, many variants are alike."""
+  config = ConfigDict(json.loads(text))
+  job = train.prepare(config, sharding.mesh(jax.devices()[:1]))
+  size = sum(x.size for x in jax.tree.leaves(job.state.params))
+  return size, job.horizon.steps
+
+
+@pytest.mark.parametrize(('name', 'variant'), VARIANTS)
+def test_debug_shrinks_it_to_something_that_runs(name, variant):
+  """Traced to the last operation, on shapes alone."""
+  c = module(name).get_config(f'{variant},debug')
+  c.lock()
+  size, steps = prepared(c.to_json())
+  assert size < 200_000
+  assert steps <= 10
+  # What makes it the variant it is has survived.
+  whole = module(name).get_config(variant)
+  assert c.loss.region_weight == whole.loss.region_weight
+  assert c.model.name.split('_')[0] == whole.model.name.split('_')[0]
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_header_is_the_command(name):
+  command = f'python -m main --config=configs/{name}.py'
+  text = module(name).__doc__
+  assert command in text
+  for variant in re.findall(rf'configs/{name}\.py:([\w,]+)', text):
+    module(name).get_config(variant)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_unknown_variant_names_the_known(name):
+  with pytest.raises(ValueError, match="no variant 'nothing': choose one of"):
+    module(name).get_config('nothing')
+  with pytest.raises(ValueError, match='no variant'):
+    module(name).get_config('nothing,debug')
+
+
+def test_common_is_the_published_recipe():
+  """Spec 4-6: recorded by the authors for 16 GPUs of 32 images."""
+  c = common.get_config()
+  assert (c.batch_size, c.epochs) == (512, 300)
+  assert (c.optim.lr, c.optim.min_lr, c.optim.warmup_epochs) == (5e-4, 1e-6, 10)
+  assert (c.optim.weight_decay, c.optim.weight_decay_end) == (0.04, 0.4)
+  assert (c.optim.clip, c.optim.clip_mode) == (3.0, 'tensor')
+  assert c.optim.freeze_last_layer_epochs == 1
+  assert (c.ema.start, c.ema.end) == (0.996, 1.0)
+  assert (c.head.out_dim, c.head.hidden, c.head.bottleneck) == (
+    65536,
+    2048,
+    256,
+  )
+  assert (c.loss.student_temp, c.loss.center_momentum) == (0.1, 0.9)
+  assert c.loss.teacher_temp_warmup == 0.04
+  assert (c.loss.teacher_temp, c.loss.teacher_temp_warmup_epochs) == (0.07, 30)
+  assert c.loss.region_weight == 0.5
+  views = c.views
+  assert (views.globals.size, views.globals.count) == (224, 2)
+  assert (views.globals.scale, views.locals.scale) == ((0.4, 1.0), (0.05, 0.4))
+  assert (views.locals.size, views.locals.count) == (96, 8)
+  assert (views.globals.blur, views.globals.solarize) == ((1.0, 0.1), (0, 0.2))
+  assert views.locals.blur == (0.5,)
+
+
+# Spec 7 and 10: window, drop path, epoch at which regions came in.
+@pytest.mark.parametrize(
+  ('variant', 'window', 'drop_path', 'epoch'),
+  [
+    ('swin_tiny', 7, 0.1, 0),
+    ('swin_small', 7, 0.2, 0),
+    ('swin_base', 7, 0.2, 200),
+    ('swin_tiny_w14', 14, 0.1, 200),
+    ('swin_small_w14', 14, 0.2, 180),
+    ('swin_base_w14', 14, 0.2, 200),
+  ],
+)
+def test_published_runs(variant, window, drop_path, epoch):
+  both = esvit.get_config(variant)
+  view = esvit.get_config(f'{variant}_view')
+  for c in (both, view):
+    assert (c.batch_size, c.epochs) == (512, 300)
+    assert (c.model.window, c.model.drop_path) == (window, drop_path)
+    assert c.head.norm_last_layer == (variant == 'swin_base_w14')
+  assert (both.loss.region_weight, both.init.epoch) == (0.5, epoch)
+  assert (view.loss.region_weight, view.init.epoch) == (0, 0)
+  # The view-only run still holds the checkpoint the other goes on from.
+  assert epoch % view.checkpoint.keep_every_epochs == 0
+
+
+def test_dino_is_the_view_loss_at_batch_1024():
+  for variant in dino.VARIANTS:
+    c = dino.get_config(variant)
+    assert (c.batch_size, c.loss.region_weight) == (1024, 0)
+    assert c.model.name == variant
+
+
+def test_limits_are_of_fields_that_exist():
+  fields = workdir.flatten(common.get_config().to_dict())
+  assert set(limits.LIMITS) <= set(fields)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'rule'),
+  [
+    ('log_every', 0, '1 or more'),
+    ('loss.region_weight', 1.5, '0 to 1'),
+    ('loss.student_temp', 0.0, 'more than 0'),
+    ('eval.batch_size', -1, '1 or more'),
+  ],
+)
+def test_numbers_out_of_range(field, value, rule):
+  c = common.get_config()
+  with c.ignore_type():
+    c.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=f'{field} is {value}: use {rule}'):
+    limits.check(c)

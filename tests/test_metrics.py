@@ -1,0 +1,267 @@
+"""metrics.jsonl is valid after any kill; progress is one honest line."""
+
+import io
+import json
+import math
+import os
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from esvit_jax import metrics
+from esvit_jax.errors import UserError
+from esvit_jax.metrics import Metrics, Progress
+
+
+def lines(directory):
+  """What a stranger reads: every line must be strict JSON."""
+
+  def no_constants(name):
+    raise ValueError(name)
+
+  with open(f'{directory}/metrics.jsonl', encoding='utf-8') as f:
+    return [json.loads(x, parse_constant=no_constants) for x in f]
+
+
+def test_values_of_one_step_share_a_line(tmp_path):
+  m = Metrics(tmp_path)
+  m.write(1, {'train/loss': 2.0})
+  m.write(1, {'knn/teacher': 50})
+  m.write(2, {'train/loss': np.float32(1.5)})
+  # Only whole lines stand in the file.
+  assert lines(tmp_path) == [
+    {'step': 1, 'train/loss': 2.0, 'knn/teacher': 50.0}
+  ]
+  m.close()
+  assert lines(tmp_path)[1] == {'step': 2, 'train/loss': 1.5}
+  assert next(iter(lines(tmp_path)[0])) == 'step'
+
+
+def test_not_a_number_is_null(tmp_path):
+  m = Metrics(tmp_path)
+  m.write(3, {'a': math.nan, 'b': math.inf, 'c': -np.inf, 'd': 1.0})
+  m.close()
+  assert lines(tmp_path) == [
+    {'step': 3, 'a': None, 'b': None, 'c': None, 'd': 1}
+  ]
+
+
+@pytest.mark.parametrize('kept', range(62, 125, 7))
+def test_torn_at_any_byte_it_resumes_whole(tmp_path, kept):
+  """Kill -9 leaves any prefix; what is resumed reads as if never stopped."""
+  m = Metrics(tmp_path)
+  for step in (0, 2, 4, 6):
+    m.write(step, {'train/loss': step / 2})
+  m.close()
+  whole = lines(tmp_path)
+  path = f'{tmp_path}/metrics.jsonl'
+  os.truncate(path, kept)
+  m = Metrics(tmp_path, resumed=2)
+  assert m.history == whole[:2]
+  for step in (4, 6):
+    m.write(step, {'train/loss': step / 2})
+  m.close()
+  assert lines(tmp_path) == whole
+
+
+def test_a_torn_line_is_not_read(tmp_path):
+  with open(f'{tmp_path}/metrics.jsonl', 'w', encoding='utf-8') as f:
+    f.write('{"step": 0, "a": 1.0}\n{"step": 2, "a"')
+  assert metrics.read(f'{tmp_path}/metrics.jsonl') == [{'step': 0, 'a': 1.0}]
+  assert metrics.read(f'{tmp_path}/missing.jsonl') == []
+
+
+@pytest.mark.parametrize('resumed', [2, 4])
+def test_no_step_stands_twice(tmp_path, resumed):
+  m = Metrics(tmp_path)
+  for step in range(6):
+    m.write(step, {'a': step})
+  m.close()
+  m = Metrics(tmp_path, resumed=resumed)
+  # The step of the checkpoint may be told again, those after it are anew.
+  for step in range(resumed, 6):
+    m.write(step, {'a': 10 * step})
+  m.close()
+  found = lines(tmp_path)
+  assert [x['step'] for x in found] == list(range(6))
+  assert found[resumed]['a'] == resumed
+  assert found[resumed + 1]['a'] == 10 * (resumed + 1)
+
+
+def test_a_fresh_run_starts_a_fresh_file(tmp_path):
+  m = Metrics(tmp_path)
+  m.write(0, {'knn/raw_pixels': 1})
+  m.close()
+  m = Metrics(tmp_path)
+  m.write(0, {'knn/raw_pixels': 2})
+  m.close()
+  assert lines(tmp_path) == [{'step': 0, 'knn/raw_pixels': 2}]
+
+
+def test_last_is_the_newest_number(tmp_path):
+  m = Metrics(tmp_path)
+  assert m.last('a') is None
+  m.write(1, {'a': 1, 'b': 1})
+  m.write(2, {'a': math.nan})
+  m.write(3, {'b': 2})
+  assert (m.last('a'), m.last('b'), m.last('c')) == (1, 2, None)
+  m.close()
+
+
+def test_only_one_process_writes(tmp_path):
+  m = Metrics(tmp_path, write=False)
+  m.write(1, {'a': 1})
+  m.close()
+  assert os.listdir(tmp_path) == []
+  assert m.history == [{'step': 1, 'a': 1}]
+
+
+class Board:
+  """Stands for clu's writer."""
+
+  def __init__(self, directory):
+    self.seen = []
+
+  def write_scalars(self, step, scalars):
+    self.seen.append((step, scalars))
+
+  def flush(self):
+    pass
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
+  class Writers:
+    SummaryWriter = Board
+
+  monkeypatch.setattr(metrics, 'tensorboard_writers', lambda: Writers)
+  m = Metrics(tmp_path, tensorboard=True)
+  m.write(1, {'a': 1.0, 'b': math.nan})
+  m.close()
+  assert m._board.seen == [(1, {'a': 1.0})]
+
+
+def test_tensorboard_without_tensorflow_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'clu', None)
+  with pytest.raises(UserError, match='pip install'):
+    Metrics(tmp_path, tensorboard=True)
+  assert os.listdir(tmp_path) == []
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that stands until it is told to move."""
+  now = [100.0]
+  monkeypatch.setattr(time, 'perf_counter', lambda: now[0])
+
+  def move(seconds):
+    now[0] += seconds
+
+  return move
+
+
+VALUES = {'train/loss': 1.2345678, 'train/lr': 5e-4}
+
+
+def test_a_log_file_gets_a_line_a_report(clock):
+  out = io.StringIO()
+  progress = Progress(100, 0, 50, 64, out)
+  for step in (10, 20):
+    clock(5)
+    progress.waited(0.5)
+    progress.report(step, VALUES)
+  progress.say('done')
+  progress.close()
+  first, second, done = out.getvalue().splitlines()
+  assert done == 'done'
+  assert first == (
+    'step 10/100  epoch 0.2  ETA 0:45  loss 1.2346  lr 5.00e-04  128 img/s  '
+    'data wait 10%'
+  )
+  assert second.startswith('step 20/100  epoch 0.4  ETA 0:40')
+  assert '\r' not in out.getvalue() and '\x1b' not in out.getvalue()
+
+
+def test_a_terminal_line_updates_in_place(clock):
+  out = Terminal()
+  progress = Progress(100, 0, 50, 64, out)
+  for step in (10, 20):
+    clock(1)
+    progress.report(step, VALUES)
+  assert out.getvalue().count('\r\x1b[K') == 2
+  assert '\n' not in out.getvalue()
+  progress.say('a word')
+  progress.report(30, VALUES)
+  progress.close()
+  progress.close()
+  rows = out.getvalue().split('\n')
+  assert rows[1] == 'a word'
+  assert rows[2].startswith('\r\x1b[Kstep 30/100')
+  assert rows[3:] == ['']
+
+
+def test_a_narrow_terminal_is_not_wrapped(clock, monkeypatch):
+  monkeypatch.setenv('COLUMNS', '40')
+  out = Terminal()
+  clock(1)
+  Progress(100, 0, 50, 64, out).report(10, VALUES)
+  assert len(out.getvalue().removeprefix('\r\x1b[K')) < 40
+  assert 'ETA' in out.getvalue()
+
+
+def test_silent_processes_still_measure(clock):
+  progress = Progress(100, 0, 50, 64, None)
+  clock(2)
+  speeds = progress.report(10, VALUES)
+  progress.say('nothing')
+  progress.close()
+  assert speeds == {'train/images_per_s': 320.0, 'train/data_wait': 0.0}
+
+
+def test_eta_counts_only_what_this_process_did(clock):
+  progress = Progress(1000, 400, 50, 64, None)
+  clock(60)  # compilation
+  progress.restart(400)
+  clock(10)
+  assert progress.eta(500) == pytest.approx(50)
+  assert progress.eta(1000) == 0
+
+
+def test_evaluations_slow_the_run_not_the_steps(clock):
+  progress = Progress(100, 0, 50, 10, None)
+  clock(1)
+  progress.pause(30)
+  clock(30)
+  speeds = progress.report(10, VALUES)
+  assert speeds['train/images_per_s'] == pytest.approx(100)
+  assert progress.eta(10) == pytest.approx(31 * 9)
+
+
+def test_waiting_is_counted_once(clock):
+  progress = Progress(100, 0, 50, 10, None)
+  shares = []
+  for waited in (0.25, 0.0, 5.0):
+    clock(1)
+    progress.waited(waited)
+    shares.append(progress.report(10, VALUES)['train/data_wait'])
+  assert shares == [0.25, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'text'),
+  [
+    (0, '0:00'),
+    (59.6, '1:00'),
+    (75, '1:15'),
+    (3599.9, '1:00:00'),
+    (4000, '1:06:40'),
+  ],
+)
+def test_duration(seconds, text):
+  assert metrics.duration(seconds) == text
