@@ -6,8 +6,8 @@ features = apply(params, images)  # .view [N, D], .grid [N, h, w, D]
 
 
 def load(path: str, which: str = 'teacher'):
-  """A trained backbone as (apply, params); see `esvit_jax.export.load`."""
+  """A trained backbone as (apply, params): see `interop.export.load`."""
   # Here, so that `import esvit_jax` stays cheap.
-  from esvit_jax import export
+  from esvit_jax.interop import export
 
   return export.load(path, which)

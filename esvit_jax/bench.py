@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from esvit_jax import limits, sharding, train
+from esvit_jax import jobs, limits, sharding
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
 
@@ -57,10 +57,10 @@ def run(config, directory: str = '') -> dict:
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   job = synthetic_job(config, mesh)
   began = time.perf_counter()
-  step = train.compile_step(job)
+  step = jobs.compile_step(job)
   compile_s = time.perf_counter() - began
   batch = synthetic_batch(job)
-  state = train.create_state(job)
+  state = jobs.create_state(job)
 
   figures = {'device': f'{mesh.size} {jax.devices()[0].device_kind}'}
   figures['batch_size'] = config.batch_size
@@ -93,14 +93,14 @@ def run(config, directory: str = '') -> dict:
   return figures
 
 
-def synthetic_job(config, mesh) -> train.Job:
+def synthetic_job(config, mesh) -> jobs.Job:
   """A job whose images are noise of the config's canvas."""
   side = config.data.canvas or config.views.globals.size
   source = SimpleNamespace(canvas=(side, side))
-  return train.plan(config, mesh, {'train': source, 'test': None}, HORIZON)
+  return jobs.plan(config, mesh, {'train': source, 'test': None}, HORIZON)
 
 
-def synthetic_batch(job: train.Job) -> dict:
+def synthetic_batch(job: jobs.Job) -> dict:
   """One global batch of noise, each image filling its canvas."""
   rng = np.random.default_rng(0)
   shape = job.batch['image'].shape

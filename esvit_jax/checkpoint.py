@@ -6,7 +6,6 @@ complete, whatever killed the run. Kept are the last few and the best.
 
 import contextlib
 import glob
-import io
 import logging
 import os
 import shutil
@@ -64,15 +63,16 @@ class Checkpoints:
       # that outlives us.
       for name in glob.glob(f'{glob.escape(self.directory)}/*{UNFINISHED}*'):
         shutil.rmtree(name)
-    self._manager = ocp.CheckpointManager(
-      self.directory,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy(stay),
-        # Without it orbax forgets the scores when the run is resumed.
-        best_fn=score,
-        enable_async_checkpointing=True,
-      ),
-    )
+    with _reading(self.directory, 'delete the step that is damaged'):
+      self._manager = ocp.CheckpointManager(
+        self.directory,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=AnyPreservationPolicy(stay),
+          # Without it orbax forgets the scores when the run is resumed.
+          best_fn=score,
+          enable_async_checkpointing=True,
+        ),
+      )
 
   def latest(self) -> int | None:
     """The newest complete step, or None."""
@@ -172,22 +172,18 @@ def restore_parts(
 @contextlib.contextmanager
 def _reading(folder: str, remedy: str):
   """Turns whatever a broken checkpoint raises into one line."""
-  noise = io.StringIO()
+  hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
   try:
-    with contextlib.redirect_stderr(noise):
-      try:
-        yield
-      except Exception:
-        # Reads in flight shout their own tracebacks as they end: once is
-        # enough.
-        logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-        time.sleep(0.3)
-        raise
+    yield
   except Exception as e:  # orbax raises bare Exceptions too
+    # Reads in flight would add tracebacks of their own as they end.
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    time.sleep(0.3)
     raise UserError(
       f'cannot read checkpoint {folder} ({_first_line(e)}): {remedy}'
     ) from e
-  sys.stderr.write(noise.getvalue())
+  finally:
+    sys.unraisablehook = hook
 
 
 def _first_line(error: Exception) -> str:

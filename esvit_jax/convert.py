@@ -282,6 +282,6 @@ def listed(title: str, keys: list[str], most: int = 8) -> str:
 if __name__ == '__main__':
   import sys
 
-  from esvit_jax import conversion
+  from esvit_jax.interop import conversion
 
   sys.exit(conversion.main(sys.argv[1:]))

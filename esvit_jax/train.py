@@ -9,73 +9,27 @@ alone, so the same call resumes bit for bit, on any number of devices.
 """
 
 import contextlib
-import math
 import os
 import signal
 import sys
 import threading
 import time
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
-from esvit_jax import (
-  data,
-  evals,
-  health,
-  limits,
-  methods,
-  optim,
-  sharding,
-  summary,
-  workdir,
-)
+from esvit_jax import data, health, jobs, sharding, summary, workdir
 from esvit_jax import state as state_lib
 from esvit_jax.analysis import pictures
 from esvit_jax.checkpoint import Checkpoints, restore_parts
 from esvit_jax.errors import UserError
-from esvit_jax.metrics import (
-  Metrics,
-  Progress,
-  duration,
-  tensorboard_writers,
-)
+from esvit_jax.jobs import Job
+from esvit_jax.judge import Judge
+from esvit_jax.metrics import Metrics, Progress, duration
 
 FIRST_STEPS = 10  # after these, the time of the run can be told
-RANK_IMAGES = 512  # the effective rank is read off this many
-
-
-class Job(NamedTuple):
-  """A checked config, ready to run: nothing has been written yet.
-
-  Attributes:
-    config: as given.
-    mesh: of all devices.
-    sources: 'train' and 'test' (None without one).
-    horizon: length of the run.
-    method, tx: what is learned, and how.
-    schedules: name -> step -> value, for the metrics.
-    state: ShapeDtypeStructs of the TrainState, with their shardings.
-    batch: likewise of one global batch.
-  """
-
-  config: Any
-  mesh: jax.sharding.Mesh
-  sources: dict
-  horizon: state_lib.Horizon
-  method: state_lib.Method
-  tx: optax.GradientTransformation
-  schedules: dict
-  state: state_lib.TrainState
-  batch: dict
-
-  @property
-  def key(self):
-    return jax.random.key(self.config.seed)
 
 
 def run(config, directory: str, out=sys.stdout) -> state_lib.TrainState:
@@ -93,99 +47,12 @@ def run(config, directory: str, out=sys.stdout) -> state_lib.TrainState:
     UserError: the config or the data cannot be run; nothing is written.
   """
   workdir.check(directory, config.to_dict())
-  job = prepare(config)
+  job = jobs.prepare(config)
   first = jax.process_index() == 0
   with contextlib.ExitStack() as stack:
     if first:
       stack.enter_context(workdir.claim(directory, config.to_dict()))
     return _train(job, directory, out if first else None)
-
-
-def prepare(config, mesh=None) -> Job:
-  """Checks all that can be checked before the first image."""
-  mesh = mesh or sharding.mesh()
-  limits.check(config)
-  sharding.check_batch(config.batch_size, mesh, config.accumulate)
-  if config.tensorboard:
-    tensorboard_writers()
-  train = data.open_source(config.data, config.data.split)
-  test = data.open_test(config.data, train)
-  per_epoch = max(len(train) // config.batch_size, 1)
-  steps = config.steps or config.epochs * per_epoch
-  horizon = state_lib.Horizon(steps, per_epoch)
-  job = plan(config, mesh, {'train': train, 'test': test}, horizon)
-  # Whatever cannot be computed shows in a trace, with nothing written yet.
-  step = state_lib.make_train_step(job.method, job.tx, config.accumulate)
-  jax.eval_shape(step, job.state, job.batch, job.key)
-  return job
-
-
-def plan(config, mesh, sources, horizon) -> Job:
-  """The functions and shapes of a run."""
-  if config.method not in methods.METHODS:
-    raise UserError(
-      f"no method '{config.method}': choose one of {', '.join(methods.METHODS)}"
-    )
-  method = methods.METHODS[config.method](config, horizon, mesh.size)
-  params, _, _ = jax.eval_shape(method.init, jax.random.key(0))
-  tx, schedules = optim.from_config(config, horizon, params)
-  if method.momentum is not None:
-    schedules['momentum'] = method.momentum
-  state = jax.eval_shape(
-    lambda key: state_lib.create(method, tx, key), jax.random.key(0)
-  )
-  state = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    state,
-    sharding.place(mesh, state, config.placement),
-  )
-  height, width = sources['train'].canvas
-  B = config.batch_size
-  batch = {
-    'image': ((B, height, width, config.data.channels), jnp.uint8),
-    'size': ((B, 2), jnp.int32),
-    'label': ((B,), jnp.int32),
-    'index': ((B,), jnp.int32),
-  }
-  batch = {
-    k: jax.ShapeDtypeStruct(*v, sharding=sharding.data(mesh))
-    for k, v in batch.items()
-  }
-  job = Job(config, mesh, sources, horizon, method, tx, schedules, state, batch)
-  refuse_if_over(_least_memory(job), 'a train step needs at least')
-  return job
-
-
-def compile_step(job: Job):
-  """The compiled train step: (state, batch, key) -> (state, metrics).
-
-  Raises:
-    UserError: it needs more memory than a device has.
-  """
-  step = jax.jit(
-    state_lib.make_train_step(
-      job.method, job.tx, job.config.accumulate, sharding.replicated(job.mesh)
-    ),
-    donate_argnums=0,
-    out_shardings=(jax.tree.map(lambda x: x.sharding, job.state), None),
-  )
-  compiled = step.lower(job.state, job.batch, job.key).compile()
-  memory = compiled.memory_analysis()
-  if memory is not None:
-    refuse_if_over(
-      memory.temp_size_in_bytes + memory.argument_size_in_bytes,
-      'a train step needs',
-    )
-  return compiled
-
-
-def create_state(job: Job) -> state_lib.TrainState:
-  """The state of step 0, placed."""
-  create = jax.jit(
-    lambda key: state_lib.create(job.method, job.tx, key),
-    out_shardings=jax.tree.map(lambda x: x.sharding, job.state),
-  )
-  return create(job.key)
 
 
 def start(job: Job) -> state_lib.TrainState:
@@ -196,7 +63,7 @@ def start(job: Job) -> state_lib.TrainState:
     parts = restore_parts(
       init.checkpoint, ('params', 'teacher', 'extra'), step or None
     )
-    state = continue_from(create_state(job), parts)
+    state = continue_from(jobs.create_state(job), parts)
     step = jax.device_put(jnp.int32(step), state.step.sharding)
     return state._replace(step=step)
   if init.epoch:
@@ -206,7 +73,7 @@ def start(job: Job) -> state_lib.TrainState:
       'pass --config.init.checkpoint=ITS_WORKDIR; or set '
       '--config.init.epoch=0 to train both from the start'
     )
-  return create_state(job)
+  return jobs.create_state(job)
 
 
 def continue_from(state, parts: dict) -> state_lib.TrainState:
@@ -243,35 +110,6 @@ def continue_from(state, parts: dict) -> state_lib.TrainState:
     merge, {k: getattr(state, k) for k in parts}
   )
   return state._replace(**merged)
-
-
-def refuse_if_over(needed: int, what: str) -> None:
-  """Raises UserError where `needed` bytes are more than a device has."""
-  device = jax.local_devices()[0]
-  limit = (device.memory_stats() or {}).get('bytes_limit')
-  if limit is None:
-    # A CPU: its devices share the machine's memory.
-    limit = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    needed *= jax.local_device_count()
-  if needed > limit:
-    raise UserError(
-      f'{what} {needed / 2**30:.1f} GiB, there are {limit / 2**30:.1f} GiB: '
-      'take a smaller batch_size, a larger accumulate, --config.model.remat=1 '
-      'or --config.placement=fsdp'
-    )
-
-
-def _least_memory(job: Job) -> int:
-  """Bytes that one device holds for certain: state, gradients, views."""
-  config, share = job.config, job.mesh.size
-  state = sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    for x in jax.tree.leaves((job.state, job.state.params))
-  )
-  pixels = sum(g['count'] * g['size'] ** 2 for g in config.views.values())
-  views = 4 * pixels * config.data.channels * config.batch_size
-  canvas = math.prod(job.batch['image'].shape)
-  return state + (views // config.accumulate + canvas) // share
 
 
 def _train(job: Job, directory: str, out) -> state_lib.TrainState:
@@ -317,7 +155,7 @@ def _loop(job, state, judge, checkpoints, metrics, progress):
   """data -> step -> report, until the last step or a signal to stop."""
   config, horizon = job.config, job.horizon
   began = time.perf_counter()
-  step_fn = compile_step(job)
+  step_fn = jobs.compile_step(job)
   progress.say(f'compiled in {duration(time.perf_counter() - began)}')
   log = Log(job, metrics, progress)
   eval_every = round(config.eval.every_epochs * horizon.steps_per_epoch)
@@ -454,81 +292,3 @@ def give_up(state, batch, directory: str, checkpoints, log: Log) -> None:
 def _local(x: jax.Array) -> np.ndarray:
   """The rows that this process holds."""
   return np.concatenate([s.data for s in x.addressable_shards])
-
-
-class Judge:
-  """Scores the network in training, by its features of labelled images.
-
-  Where the data has no labels or no test split, it says nothing.
-  """
-
-  def __init__(self, job: Job, directory: str):
-    self.job, self.directory = job, directory
-    train, test = job.sources['train'], job.sources['test']
-    self.able = bool(test and train.classes and test.classes)
-
-    c = job.config
-    view = (c.eval.size, c.data.mean, c.data.std)
-
-    def features(params, stats, batch):
-      images = evals.center_view(batch['image'], batch['size'], *view)
-      return job.method.features(params, stats, images).view
-
-    def pixels(batch):
-      return evals.raw_pixels(batch['image'], batch['size'], *view)
-
-    # Replicated, so that every process can read all of them.
-    everywhere = sharding.replicated(job.mesh)
-    self._features = jax.jit(features, out_shardings=everywhere)
-    self._pixels = jax.jit(pixels, out_shardings=everywhere)
-
-  def __call__(self, state, at_start=False, at_end=False) -> dict[str, float]:
-    """Figures such as 'knn/teacher'; 'linear/...' at both ends only.
-
-    The untrained network and the raw pixels are judged at the start.
-    """
-    if not self.able:
-      return {}
-
-    def network(params, stats):
-      return lambda batch: self._features(params, stats, batch)
-
-    teacher = network(state.teacher, state.extra['teacher'])
-    if at_start:
-      who = {'raw_pixels': self._pixels, 'random_init': teacher}
-    else:
-      student = network(state.params, state.extra['student'])
-      who = {'teacher': teacher, 'student': student}
-    limit = self.job.config.eval.train_images
-    train = evals.extract(who, self._batches('train'), limit)
-    test = evals.extract(who, self._batches('test'))
-    names = evals.EVALS if at_start or at_end else ('knn',)
-    scores = evals.judge(names, train, test)
-    scores = {name: figures['top1'] for name, figures in scores.items()}
-    if not at_start:
-      sample = test[0]['teacher'][:RANK_IMAGES]
-      scores['train/feature_rank'] = health.rankme(sample)
-    return scores
-
-  def _batches(self, split: str):
-    config = self.job.config
-    size = config.eval.batch_size
-    size += -size % self.job.mesh.size
-    feed = data.epoch(
-      self.job.sources[split],
-      size,
-      jax.process_index(),
-      jax.process_count(),
-      config.data.workers,
-      config.data.max_corrupt,
-      os.path.join(self.directory, 'corrupt.txt'),
-    )
-    with feed:
-      for local in feed:
-        batch = sharding.global_batch(self.job.mesh, local)
-        if jax.process_count() > 1:
-          for name in ('mask', 'label'):
-            batch[name] = multihost_utils.process_allgather(
-              local[name], tiled=True
-            )
-        yield batch

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common, dino, esvit
-from esvit_jax import limits, models, sharding, train, workdir
+from esvit_jax import jobs, limits, models, sharding, workdir
 from esvit_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -51,7 +51,7 @@ def test_variant_is_whole(name, variant):
 def prepared(text):
   """Parameters and steps; small as they are, many variants are alike."""
   config = ConfigDict(json.loads(text))
-  job = train.prepare(config, sharding.mesh(jax.devices()[:1]))
+  job = jobs.prepare(config, sharding.mesh(jax.devices()[:1]))
   size = sum(x.size for x in jax.tree.leaves(job.state.params))
   return size, job.horizon.steps
 

@@ -23,19 +23,22 @@ import torch_writer as writer
 import esvit_jax
 from configs import quickstart
 from esvit_jax import (
-  architecture,
-  certificate,
   checkpoint,
-  conversion,
   convert,
+  jobs,
   models,
-  published,
   sharding,
   train,
-  weights,
   workdir,
 )
 from esvit_jax.errors import UserError
+from esvit_jax.interop import (
+  architecture,
+  certificate,
+  conversion,
+  published,
+  weights,
+)
 from esvit_jax.models.heads import DINOHead
 
 VIT = {'dim': 24, 'depth': 2, 'heads': 3, 'patch': 8, 'image_size': 32}
@@ -617,7 +620,7 @@ def test_the_command_runs(tmp_path):
 
 def test_our_runs_go_out_and_are_trained_from_again(tmp_path):
   config = quickstart.get_config('debug')
-  job = train.prepare(config, sharding.mesh(jax.devices()[:1]))
+  job = jobs.prepare(config, sharding.mesh(jax.devices()[:1]))
   rng = np.random.default_rng(0)
   like = job.state._replace(opt_state={})
   state = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), like)

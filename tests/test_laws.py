@@ -9,19 +9,19 @@ import sys
 import jax
 import numpy as np
 import pytest
-
-from esvit_jax import data, metrics, sharding, train
 from runs import STEPS, tiny
+
+from esvit_jax import data, jobs, metrics, sharding
 
 
 def compiled(config, mesh):
-  job = train.prepare(config, mesh)
-  return job, train.compile_step(job)
+  job = jobs.prepare(config, mesh)
+  return job, jobs.compile_step(job)
 
 
 def losses(job, step, steps=STEPS):
   """The losses of the first steps, and the last state."""
-  state, found = train.create_state(job), []
+  state, found = jobs.create_state(job), []
   for i in range(steps):
     state, values = step(state, first_batch(job, i), job.key)
     found.append(float(values['loss']))
@@ -105,7 +105,7 @@ def test_two_processes_are_one(plain, tmp_path):
 
 def test_teacher_has_no_gradient(one):
   job, _ = one
-  state = train.create_state(job)
+  state = jobs.create_state(job)
   keys = jax.random.split(jax.random.key(1), 16)
   views = jax.jit(job.method.views)(first_batch(job), keys)
 
@@ -120,7 +120,7 @@ def test_teacher_has_no_gradient(one):
 
 def test_bad_step_moves_nothing(one):
   job, step = one
-  state = train.create_state(job)
+  state = jobs.create_state(job)
   broken = jax.tree.map(lambda x: x * np.nan, state.params)
   state = state._replace(params=broken)
   kept = jax.tree.map(np.array, state)

@@ -6,9 +6,9 @@ import signal
 
 import jax
 import numpy as np
+from runs import STEPS, tiny
 
 from esvit_jax import metrics, train
-from runs import STEPS, tiny
 
 
 class Interrupt(io.StringIO):

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch_writer as writer
 
-from esvit_jax import torch_array, torch_file, torch_pickle
 from esvit_jax.errors import UserError
-from esvit_jax.torch_file import read
+from esvit_jax.interop import torch_array, torch_file, torch_pickle
+from esvit_jax.interop.torch_file import read
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ _HOSTILE = [
   'argparse FileType',
   'functools partial',
   'models.swin SwinTransformer',
-  'esvit_jax.torch_file read',
+  'esvit_jax.interop.torch_file read',
 ]
 
 

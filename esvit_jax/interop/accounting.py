@@ -9,7 +9,7 @@ import numpy as np
 
 from esvit_jax import convert
 from esvit_jax.errors import UserError
-from esvit_jax.published import Arrays
+from esvit_jax.interop.published import Arrays
 
 
 class Allowed(NamedTuple):

@@ -14,12 +14,13 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from esvit_jax import accounting, architecture, convert, models, published
-from esvit_jax.accounting import Allowed
+from esvit_jax import convert, models
 from esvit_jax.checkpoint import restore_parts
 from esvit_jax.errors import UserError
+from esvit_jax.interop import accounting, architecture, published
+from esvit_jax.interop.accounting import Allowed
+from esvit_jax.interop.published import CENTRES, HEADS, WHO, Arrays
 from esvit_jax.models.layers import Features
-from esvit_jax.published import CENTRES, HEADS, WHO, Arrays
 
 
 class Weights(NamedTuple):

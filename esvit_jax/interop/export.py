@@ -16,11 +16,11 @@ import numpy as np
 import safetensors.numpy
 
 from esvit_jax import checkpoint
-from esvit_jax import weights as weights_lib
 from esvit_jax.errors import UserError
-from esvit_jax.published import FORMAT
+from esvit_jax.interop import weights as weights_lib
+from esvit_jax.interop.published import FORMAT
+from esvit_jax.interop.weights import Weights
 from esvit_jax.state import TrainState
-from esvit_jax.weights import Weights
 from esvit_jax.workdir import write_json
 
 

@@ -12,11 +12,11 @@ import ast
 import os
 import sys
 
-from esvit_jax import certificate, export, published
-from esvit_jax import weights as weights_lib
-from esvit_jax.accounting import Allowed
 from esvit_jax.errors import UserError
-from esvit_jax.weights import Weights
+from esvit_jax.interop import certificate, export, published
+from esvit_jax.interop import weights as weights_lib
+from esvit_jax.interop.accounting import Allowed
+from esvit_jax.interop.weights import Weights
 from esvit_jax.workdir import write_json
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import safetensors
 
-from esvit_jax import torch_file
 from esvit_jax.errors import UserError
+from esvit_jax.interop import torch_file
 
 Arrays = dict[str, np.ndarray]
 

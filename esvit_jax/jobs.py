@@ -1,0 +1,159 @@
+"""A run before it runs: a config checked, its functions, shapes and step."""
+
+import math
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from esvit_jax import data, limits, methods, optim, sharding
+from esvit_jax import state as state_lib
+from esvit_jax.errors import UserError
+from esvit_jax.metrics import tensorboard_writers
+
+
+class Job(NamedTuple):
+  """A checked config, ready to run: nothing has been written yet.
+
+  Attributes:
+    config: as given.
+    mesh: of all devices.
+    sources: 'train' and 'test' (None without one).
+    horizon: length of the run.
+    method, tx: what is learned, and how.
+    schedules: name -> step -> value, for the metrics.
+    state: ShapeDtypeStructs of the TrainState, with their shardings.
+    batch: likewise of one global batch.
+  """
+
+  config: Any
+  mesh: jax.sharding.Mesh
+  sources: dict
+  horizon: state_lib.Horizon
+  method: state_lib.Method
+  tx: optax.GradientTransformation
+  schedules: dict
+  state: state_lib.TrainState
+  batch: dict
+
+  @property
+  def key(self):
+    return jax.random.key(self.config.seed)
+
+
+def prepare(config, mesh=None) -> Job:
+  """Checks all that can be checked before the first image."""
+  mesh = mesh or sharding.mesh()
+  limits.check(config)
+  sharding.check_batch(config.batch_size, mesh, config.accumulate)
+  if config.tensorboard:
+    tensorboard_writers()
+  train = data.open_source(config.data, config.data.split)
+  test = data.open_test(config.data, train)
+  per_epoch = max(len(train) // config.batch_size, 1)
+  steps = config.steps or config.epochs * per_epoch
+  horizon = state_lib.Horizon(steps, per_epoch)
+  job = plan(config, mesh, {'train': train, 'test': test}, horizon)
+  # Whatever cannot be computed shows in a trace, with nothing written yet.
+  step = state_lib.make_train_step(job.method, job.tx, config.accumulate)
+  jax.eval_shape(step, job.state, job.batch, job.key)
+  return job
+
+
+def plan(config, mesh, sources, horizon) -> Job:
+  """The functions and shapes of a run."""
+  if config.method not in methods.METHODS:
+    raise UserError(
+      f"no method '{config.method}': choose one of {', '.join(methods.METHODS)}"
+    )
+  method = methods.METHODS[config.method](config, horizon, mesh.size)
+  params, _, _ = jax.eval_shape(method.init, jax.random.key(0))
+  tx, schedules = optim.from_config(config, horizon, params)
+  if method.momentum is not None:
+    schedules['momentum'] = method.momentum
+  state = jax.eval_shape(
+    lambda key: state_lib.create(method, tx, key), jax.random.key(0)
+  )
+  state = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    state,
+    sharding.place(mesh, state, config.placement),
+  )
+  height, width = sources['train'].canvas
+  B = config.batch_size
+  batch = {
+    'image': ((B, height, width, config.data.channels), jnp.uint8),
+    'size': ((B, 2), jnp.int32),
+    'label': ((B,), jnp.int32),
+    'index': ((B,), jnp.int32),
+  }
+  batch = {
+    k: jax.ShapeDtypeStruct(*v, sharding=sharding.data(mesh))
+    for k, v in batch.items()
+  }
+  job = Job(config, mesh, sources, horizon, method, tx, schedules, state, batch)
+  refuse_if_over(_least_memory(job), 'a train step needs at least')
+  return job
+
+
+def compile_step(job: Job):
+  """The compiled train step: (state, batch, key) -> (state, metrics).
+
+  Raises:
+    UserError: it needs more memory than a device has.
+  """
+  step = jax.jit(
+    state_lib.make_train_step(
+      job.method, job.tx, job.config.accumulate, sharding.replicated(job.mesh)
+    ),
+    donate_argnums=0,
+    out_shardings=(jax.tree.map(lambda x: x.sharding, job.state), None),
+  )
+  compiled = step.lower(job.state, job.batch, job.key).compile()
+  memory = compiled.memory_analysis()
+  if memory is not None:
+    refuse_if_over(
+      memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+      'a train step needs',
+    )
+  return compiled
+
+
+def create_state(job: Job) -> state_lib.TrainState:
+  """The state of step 0, placed."""
+  create = jax.jit(
+    lambda key: state_lib.create(job.method, job.tx, key),
+    out_shardings=jax.tree.map(lambda x: x.sharding, job.state),
+  )
+  return create(job.key)
+
+
+def refuse_if_over(needed: int, what: str) -> None:
+  """Raises UserError where `needed` bytes are more than a device has."""
+  device = jax.local_devices()[0]
+  limit = (device.memory_stats() or {}).get('bytes_limit')
+  if limit is None:
+    # A CPU: its devices share the machine's memory.
+    limit = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    needed *= jax.local_device_count()
+  if needed > limit:
+    raise UserError(
+      f'{what} {needed / 2**30:.1f} GiB, there are {limit / 2**30:.1f} GiB: '
+      'take a smaller batch_size, a larger accumulate, --config.model.remat=1 '
+      'or --config.placement=fsdp'
+    )
+
+
+def _least_memory(job: Job) -> int:
+  """Bytes that one device holds for certain: state, gradients, views."""
+  config, share = job.config, job.mesh.size
+  state = sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves((job.state, job.state.params))
+  )
+  pixels = sum(g['count'] * g['size'] ** 2 for g in config.views.values())
+  views = 4 * pixels * config.data.channels * config.batch_size
+  canvas = math.prod(job.batch['image'].shape)
+  return state + (views // config.accumulate + canvas) // share
