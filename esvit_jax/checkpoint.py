@@ -146,6 +146,8 @@ def restore_parts(
       f'no checkpoint in {path}: give a run directory that has a '
       'checkpoints/ folder with numbered steps'
     )
+  if steps == [0]:
+    step = 0  # converted weights, of no step
   if step is not None and step not in steps:
     raise UserError(
       f'no checkpoint of step {step} in {directory}: there are '

@@ -29,6 +29,7 @@ from esvit_jax.jobs import Job
 from esvit_jax.judge import Judge
 from esvit_jax.metrics import Metrics, Progress, duration
 
+FRESH = ('head_dense', 'center')  # what a continued run may start anew
 FIRST_STEPS = 10  # after these, the time of the run can be told
 
 
@@ -79,11 +80,11 @@ def start(job: Job) -> state_lib.TrainState:
 def continue_from(state, parts: dict) -> state_lib.TrainState:
   """`state` with another run's params, teacher and extra.
 
-  As published, a part that run lacks (the region head and its centre) stays
-  fresh, the optimiser starts from zero and the schedules go on.
+  As published, what that run lacks of the region task stays fresh, and so do
+  centres; the optimiser starts from zero and the schedules go on.
 
   Raises:
-    UserError: anything but the region task is missing or of another shape.
+    UserError: anything else is missing, or something is of another shape.
   """
 
   def merge(path, ours):
@@ -93,7 +94,7 @@ def continue_from(state, parts: dict) -> state_lib.TrainState:
         node = node[getattr(key, 'key', getattr(key, 'name', None))]
     except (KeyError, TypeError):
       name = jax.tree_util.keystr(path, simple=True, separator='.')
-      if 'head_dense' in name or 'center_grid' in name:
+      if any(fresh in name for fresh in FRESH):
         return ours
       raise UserError(
         f'{name} is not in that checkpoint: it is of another model'

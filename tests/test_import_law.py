@@ -35,7 +35,7 @@ LAW = {
   'data': ('', 'numpy grain tensorflow_datasets PIL simplejpeg'),
   'checkpoint': ('state', 'jax numpy orbax'),
   'metrics': ('', 'clu'),
-  'convert': ('models interop', 'numpy'),
+  'convert': ('models interop', 'numpy flax'),
   'interop': (
     'convert models checkpoint state workdir',
     'jax numpy flax safetensors',
