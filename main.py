@@ -115,6 +115,8 @@ def _explain(error: Exception, argv: list[str]) -> str:
   value = re.match('flag --(.*?)=(.*?): ', text)
   if value and (kind := KINDS.get(flags.FLAGS[value[1]].flag_type())):
     return f"--{value[1]} is '{value[2]}': give {kind}"
+  if not isinstance(error, (ValueError, flags.Error)):
+    text = f'the config file raised {type(error).__name__}: {text}'
   return f'{" ".join(text.split())} (see --help)'
 
 

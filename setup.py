@@ -37,6 +37,6 @@ setup(
     'gpu': ['jax[cuda13]>=0.10.2'],
     'tpu': ['jax[tpu]>=0.10.2'],
     'tensorboard': ['tensorflow', 'tensorboard'],
-    'dev': ['pytest', 'pytest-xdist', 'ruff'],
+    'dev': ['pytest', 'pytest-xdist', 'ruff', 'scikit-learn'],
   },
 )

@@ -10,7 +10,7 @@ def get_config(arg: str | None = None):
   _, debug = common.variant(arg, {'esvit': None}, 'esvit')
   c = common.get_config()
   c.batch_size = 64
-  c.steps = 900
+  c.steps = 1200
   c.data.source = 'embedded'
   c.data.channels = 1
   c.data.canvas = 0
@@ -22,7 +22,7 @@ def get_config(arg: str | None = None):
   c.views.locals = common.view(16, 2, (0.25, 0.6), blur=(0.1,))
   for group in c.views.values():
     group.ratio = (1 / 1.1, 1.1)
-    group.brightness = group.contrast = 0.2
+    group.brightness = group.contrast = 0.4
     group.blur_sigma = (0.1, 1.0)
 
   c.model.name = 'swin'
@@ -37,13 +37,13 @@ def get_config(arg: str | None = None):
   c.loss.teacher_temp = 0.04
   c.loss.teacher_temp_warmup_epochs = 0
   c.ema.start = 0.95
-  c.optim.lr = 6e-3 * 256 / 64
+  c.optim.lr = 0.012  # 3e-3 at batch 64
   c.optim.weight_decay_end = 0.04
-  c.optim.warmup_epochs = 0.58
+  c.optim.warmup_epochs = 0.77
   c.optim.freeze_last_layer_epochs = 0
 
   c.eval.size = 28
-  c.eval.every_epochs = 2.0
+  c.eval.every_epochs = 4.0
   c.eval.train_images = 0
   c.checkpoint.keep_every_epochs = 0
   c.log_every = 30

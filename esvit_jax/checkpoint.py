@@ -177,6 +177,9 @@ def _reading(folder: str, remedy: str):
   hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
   try:
     yield
+  except jax.errors.JaxRuntimeError:
+    # Of devices or other processes: no reason to delete anything.
+    raise
   except Exception as e:  # orbax raises bare Exceptions too
     # Reads in flight would add tracebacks of their own as they end.
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)
