@@ -116,7 +116,7 @@ def view_groups(config: Mapping[str, Mapping[str, Any]]) -> tuple[Group, ...]:
 
   Args:
     config: group name -> settings: `size` (pixels), `count` (views, 1 if not
-      given) and fields of `View`. A value holds for all views of the group, a
+      given; 0 leaves the group out) and fields of `View`. A value holds for all views of the group, a
       sequence of `count` values gives one to each.
 
   Returns:
@@ -125,9 +125,10 @@ def view_groups(config: Mapping[str, Mapping[str, Any]]) -> tuple[Group, ...]:
   Raises:
     UserError: on an unknown field or a value that makes no sense.
   """
-  if not len(config):
+  used = [name for name in config if config[name].get('count', 1) != 0]
+  if not used:
     raise UserError("views: no groups; give at least one, say 'globals'")
-  return tuple(_group(name, dict(config[name])) for name in config)
+  return tuple(_group(name, dict(config[name])) for name in used)
 
 
 def _group(name: str, settings: dict[str, Any]) -> Group:

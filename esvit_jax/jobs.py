@@ -59,6 +59,9 @@ def prepare(config, mesh=None) -> Job:
   # Whatever cannot be computed shows in a trace, with nothing written yet.
   step = state_lib.make_train_step(job.method, job.tx, config.accumulate)
   jax.eval_shape(step, job.state, job.batch, job.key)
+  side, params, extra = config.eval.size, job.state.params, job.state.extra
+  image = jax.ShapeDtypeStruct((1, side, side, config.data.channels), 'float32')
+  jax.eval_shape(job.method.features, params, extra['student'], image)
   return job
 
 

@@ -36,8 +36,9 @@ def introduce(job, directory: str, resumed: int | None, say: Say) -> None:
   params = count(job.state.params)
   backbone = count(job.state.params.get('backbone', {}))
   views = ', '.join(
-    f'{g["count"]} {name} of {g["size"]} px ({r} regions)'
-    for (name, g), r in zip(config.views.items(), regions(job))
+    f'{g.count} {name} of {g.size} px ({_lowered(job, g.size)[1]} regions)'
+    for name, g in config.views.items()
+    if g.count
   )
   say(
     f'model  {config.model.name}: {backbone / 1e6:.2f} M parameters, '
@@ -54,8 +55,14 @@ def introduce(job, directory: str, resumed: int | None, say: Say) -> None:
   )
 
 
-def conclude(job, directory: str, metrics, pictures: list, say: Say) -> None:
-  """The table of scores, where things lie, and what to do next."""
+def conclude(
+  directory: str,
+  metrics,
+  verdict: list[str],
+  pictures: list[str],
+  say: Say,
+) -> None:
+  """The table of scores, the verdict, where things lie, what to do next."""
   table = Table(box=box.SIMPLE_HEAD, title='top-1 accuracy, %')
   table.add_column('features')
   kinds = [k for k in ('knn', 'linear') if metrics.last(f'{k}/teacher')]
@@ -66,6 +73,8 @@ def conclude(job, directory: str, metrics, pictures: list, say: Say) -> None:
     table.add_row(title, *('-' if x is None else f'{x:.1f}' for x in scores))
   if kinds:
     say(_text(table))
+  for line in verdict:
+    say(f'health       {line}')
   say(f'metrics      {os.path.join(directory, "metrics.jsonl")}')
   say(f'checkpoints  {os.path.join(directory, "checkpoints")}')
   for picture in pictures:
@@ -85,11 +94,6 @@ def count(tree) -> int:
 def flops(job) -> float:
   """Floating-point operations of the backbone on one global view."""
   return _lowered(job, job.config.views.globals.size)[0]
-
-
-def regions(job) -> list[int]:
-  """Regions of a view, for each group of views."""
-  return [_lowered(job, g['size'])[1] for g in job.config.views.values()]
 
 
 def _lowered(job, size: int) -> tuple[float, int]:

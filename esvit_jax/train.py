@@ -148,7 +148,8 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
       'from there'
     )
   else:
-    summary.conclude(job, directory, metrics, paths, progress.say)
+    verdict = health.verdict(metrics.history, config.head.out_dim)
+    summary.conclude(directory, metrics, verdict, paths, progress.say)
   return state
 
 

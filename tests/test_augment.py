@@ -421,3 +421,10 @@ def test_no_views_and_wrong_channels_are_named():
   images, keys = np.zeros((1, 8, 8, 1), np.uint8), jax.random.key(0)[None]
   with pytest.raises(UserError, match='1 channels'):
     augment.multi_crop(images, np.array([[8, 8]]), keys, groups, MEAN, STD)
+
+
+def test_a_group_of_no_views_is_left_out():
+  config = {'globals': {'size': 8, 'count': 2}, 'locals': {'size': 4}}
+  assert [g.name for g in view_groups(config)] == ['globals', 'locals']
+  config['locals']['count'] = 0
+  assert [g.name for g in view_groups(config)] == ['globals']
