@@ -425,6 +425,6 @@ def test_no_views_and_wrong_channels_are_named():
 
 def test_a_group_of_no_views_is_left_out():
   config = {'globals': {'size': 8, 'count': 2}, 'locals': {'size': 4}}
-  assert [g.name for g in view_groups(config)] == ['globals', 'locals']
+  assert [g.name for g in augment.view_groups(config)] == ['globals', 'locals']
   config['locals']['count'] = 0
-  assert [g.name for g in view_groups(config)] == ['globals']
+  assert [g.name for g in augment.view_groups(config)] == ['globals']
