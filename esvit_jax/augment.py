@@ -116,8 +116,8 @@ def view_groups(config: Mapping[str, Mapping[str, Any]]) -> tuple[Group, ...]:
 
   Args:
     config: group name -> settings: `size` (pixels), `count` (views, 1 if not
-      given; 0 leaves the group out) and fields of `View`. A value holds for all views of the group, a
-      sequence of `count` values gives one to each.
+      given; 0 leaves the group out) and fields of `View`. A value holds for
+      all views of the group, a sequence of `count` values gives one to each.
 
   Returns:
     One Group per entry, in order.
