@@ -406,7 +406,7 @@ def test_settings_hold_for_all_views_or_each():
     ({'size': 8, 'scale': (0.5, 0.2)}, 'g.scale .* least <= largest'),
     ({'size': 8, 'scale': 0.5}, 'g.scale is 0.5; give two numbers'),
     ({'count': 2}, 'g.size is None'),
-    ({'size': 8, 'count': 0}, 'g.count is 0'),
+    ({'size': 8, 'count': -1}, 'g.count is -1'),
   ],
 )
 def test_a_wrong_setting_is_named(settings, line):
