@@ -24,7 +24,11 @@ WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Run directory; the same command again resumes.'
 )
 MODE = flags.DEFINE_enum(
-  'mode', 'train', ['train', 'bench'], 'bench: speed on synthetic images.'
+  'mode',
+  'train',
+  ['train', 'bench', 'report'],
+  'bench: speed on synthetic images; report: report.html of --workdir, or a '
+  'comparison of several, with commas.',
 )
 DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join other processes (TPU pods, Slurm: detected).'
@@ -39,14 +43,23 @@ PROCESS = flags.DEFINE_integer('process', -1, 'Index of this process.')
 def main(argv: list[str]) -> int:
   """Runs the command line; returns the exit code."""
   try:
-    config = parse(argv)
-    if config is None:
+    if any(arg in ('--help', '-h', '-help') for arg in argv[1:]):
+      print(f'{__doc__}\nFlags:\n{flags.FLAGS.main_module_help()}')
       return 0
+    config = parse(argv)
     if DISTRIBUTED.value or COORDINATOR.value:
       from esvit_jax import sharding
 
       sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    if MODE.value == 'bench':
+    if MODE.value == 'report':
+      from esvit_jax.analysis import report
+
+      print(report.build(WORKDIR.value.split(',')))
+    elif 'task' in config:
+      from esvit_jax import evaluate
+
+      evaluate.run(config, WORKDIR.value)
+    elif MODE.value == 'bench':
       from esvit_jax import bench
 
       bench.run(config, WORKDIR.value)
@@ -61,10 +74,7 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]):
-  """The config, or None after --help. Raises UserError for bad flags."""
-  if any(arg in ('--help', '-h', '-help') for arg in argv[1:]):
-    print(f'{__doc__}\nFlags:\n{flags.FLAGS.main_module_help()}')
-    return None
+  """The config; None where none is needed. Raises UserError for bad flags."""
   try:
     rest = flags.FLAGS(argv)
     config = CONFIG.value
@@ -74,6 +84,10 @@ def parse(argv: list[str]):
     raise UserError(_explain(e, argv)) from e
   if rest[1:]:
     raise UserError(f"what is '{rest[1]}'? Flags look like --name=value")
+  if MODE.value == 'report':
+    if not WORKDIR.value:
+      raise UserError('no --workdir; give the run directory to report on')
+    return None
   if config is None:
     raise UserError('no --config; try --config=configs/quickstart.py')
   for field, value in flags.FLAGS['config'].override_values.items():
@@ -81,7 +95,7 @@ def parse(argv: list[str]):
       raise UserError(
         f"config.{field} is {value}: give numbers, such as '(0.5, 0.5)'"
       )
-  if MODE.value == 'train' and not WORKDIR.value:
+  if MODE.value == 'train' and not WORKDIR.value and 'task' not in config:
     raise UserError('no --workdir; try --workdir=runs/NAME')
   return config
 

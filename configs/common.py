@@ -3,10 +3,10 @@
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
-  """EsViT's published recipe (300 epochs of ImageNet at batch 512)."""
+def base() -> ConfigDict:
+  """What every method has: 300 epochs of ImageNet at batch 512."""
   c = ConfigDict()
-  c.method = 'esvit'
+  c.method = ''
   c.seed = 0
   c.batch_size = 512  # images per step, over all devices
   c.epochs = 300
@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
   c.data = ConfigDict()
   c.data.source = 'tfds:imagenet2012'  # 'embedded', 'folder:PATH', 'tfds:NAME'
   c.data.split = 'train'
-  c.data.test_split = 'auto'  # to judge on; '' for none
+  c.data.test_split = 'auto'  # to judge on; 'held_out': of train; '': none
+  c.data.few = ''  # train on a part: '1%' or, of each class, '10' images
   c.data.data_dir = ''  # where tfds keeps its sets; '' is tfds' default
   c.data.channels = 3
   c.data.canvas = 512  # longest side kept when decoding, pixels; 0: as it is
@@ -28,14 +29,58 @@ def get_config() -> ConfigDict:
 
   # Groups of views of one size: `globals` and any number of others.
   c.views = ConfigDict()
-  c.views.globals = view(224, 2, (0.4, 1.0), (1.0, 0.1), (0.0, 0.2))
-  c.views.locals = view(96, 8, (0.05, 0.4))
 
   c.model = ConfigDict()
   c.model.name = 'swin_tiny'
   c.model.drop_path = 0.1
   c.model.dtype = 'bfloat16'  # of activations; parameters stay float32
   c.model.remat = False
+
+  c.optim = ConfigDict()
+  c.optim.name = 'adamw'  # or 'sgd', 'lars'
+  c.optim.lr = 5e-4  # per 256 images
+  c.optim.min_lr = 1e-6
+  c.optim.warmup_epochs = 10.0
+  c.optim.weight_decay = 0.04
+  c.optim.weight_decay_end = 0.4
+  c.optim.clip = 3.0
+  c.optim.clip_mode = 'tensor'  # or 'global'
+  c.optim.b1, c.optim.b2 = 0.9, 0.999  # of adamw
+  c.optim.momentum = 0.9  # of sgd and lars
+  c.optim.frozen = ''  # what never trains: words of paths, 'pos_embed,norm'
+
+  # Continue from another run: its weights, and its place in the schedules.
+  c.init = ConfigDict()
+  c.init.checkpoint = ''  # a run directory
+  c.init.epoch = 0  # epoch of the schedules to go on from
+  c.init.part = 'all'  # or 'backbone', of any file that convert reads
+  c.init.which = 'auto'  # 'teacher' or 'student', of a backbone
+
+  c.eval = ConfigDict()
+  c.eval.every_epochs = 10.0  # 0: only at both ends
+  c.eval.during = 'knn'  # evaluators then: names of evals.EVALS, with commas
+  c.eval.at_ends = 'knn,linear'
+  c.eval.batch_size = 256
+  c.eval.size = 224  # pixels
+  c.eval.train_images = 50_000  # at most this many; 0: all
+
+  c.save = ConfigDict()
+  c.save.every_epochs = 1.0
+  c.save.keep = 2  # newest; the best by k-NN stays too
+  c.save.keep_every_epochs = 20  # these stay for ever; 0: none
+
+  c.log_every = 50  # steps
+  c.max_bad_steps = 10  # steps without finite numbers, in a row, that stop
+  c.tensorboard = False  # needs pip install esvit_jax[tensorboard]
+  return c
+
+
+def get_config() -> ConfigDict:
+  """EsViT's published recipe."""
+  c = base()
+  c.method = 'esvit'
+  c.views.globals = view(224, 2, (0.4, 1.0), (1.0, 0.1), (0.0, 0.2))
+  c.views.locals = view(96, 8, (0.05, 0.4))
 
   c.head = ConfigDict()
   c.head.out_dim = 65536  # prototypes
@@ -58,38 +103,7 @@ def get_config() -> ConfigDict:
   c.ema.start = 0.996
   c.ema.end = 1.0
 
-  c.optim = ConfigDict()
-  c.optim.name = 'adamw'  # or 'sgd', 'lars'
-  c.optim.lr = 5e-4  # per 256 images
-  c.optim.min_lr = 1e-6
-  c.optim.warmup_epochs = 10.0
-  c.optim.weight_decay = 0.04
-  c.optim.weight_decay_end = 0.4
-  c.optim.clip = 3.0
-  c.optim.clip_mode = 'tensor'  # or 'global'
-  c.optim.b1, c.optim.b2 = 0.9, 0.999  # of adamw
-  c.optim.momentum = 0.9  # of sgd and lars
   c.optim.freeze_last_layer_epochs = 1
-
-  # Continue from another run: its weights, and its place in the schedules.
-  c.init = ConfigDict()
-  c.init.checkpoint = ''  # a run directory
-  c.init.epoch = 0  # epoch of the schedules to go on from
-
-  c.eval = ConfigDict()
-  c.eval.every_epochs = 10.0  # k-NN during training; 0: only at both ends
-  c.eval.batch_size = 256
-  c.eval.size = 224  # pixels
-  c.eval.train_images = 50_000  # at most this many; 0: all
-
-  c.checkpoint = ConfigDict()
-  c.checkpoint.every_epochs = 1.0
-  c.checkpoint.keep = 2  # newest; the best by k-NN stays too
-  c.checkpoint.keep_every_epochs = 20  # these stay for ever; 0: none
-
-  c.log_every = 50  # steps
-  c.max_bad_steps = 10  # steps without finite numbers, in a row, that stop
-  c.tensorboard = False  # needs pip install esvit_jax[tensorboard]
   return c
 
 
@@ -153,13 +167,39 @@ def shrink(c: ConfigDict) -> ConfigDict:
     c.model.dim, c.model.depth, c.model.heads = 32, 2, 2
     c.model.patch, c.model.image_size = 4, 28
   c.model.dtype = 'float32'
-  c.head.out_dim, c.head.hidden, c.head.bottleneck = 64, 32, 16
-  c.loss.teacher_temp_warmup_epochs = 0
+  if c.method == 'esvit':
+    c.head.out_dim, c.head.hidden, c.head.bottleneck = 64, 32, 16
+    c.loss.teacher_temp_warmup_epochs = 0
+    c.optim.freeze_last_layer_epochs = 0
   c.optim.warmup_epochs = 0.005  # a few steps: Adam's first would be all sign
-  c.optim.freeze_last_layer_epochs = 0
   c.eval.size, c.eval.train_images = 28, 256
   c.eval.every_epochs = 0.0
-  c.checkpoint.every_epochs = 0.0
+  c.save.every_epochs = 0.0
   c.init.checkpoint, c.init.epoch = '', 0
   c.log_every = 2
+  return c
+
+
+def evaluation(task: str) -> ConfigDict:
+  """What every evaluation of a finished network has."""
+  c = ConfigDict()
+  c.task = task
+  c.checkpoint = ''  # a run directory, .safetensors or .pth
+  c.which = 'auto'  # or 'teacher', 'student'
+  c.seed = 0
+  c.batch_size = 256  # images at a time, over all devices
+  c.dtype = 'float32'  # of the network's activations, or 'bfloat16'
+  c.size = 0  # pixels; 0: as in the run, or what the network was made for
+  # As in base(); what is left empty is taken from the checkpoint's run.
+  c.data = ConfigDict()
+  c.data.source = ''
+  c.data.split = 'train'
+  c.data.test_split = 'auto'
+  c.data.few = ''
+  c.data.data_dir = ''
+  c.data.canvas = -1
+  c.data.workers = 8
+  c.data.max_corrupt = 0.01
+  c.data.mean = ()
+  c.data.std = ()
   return c

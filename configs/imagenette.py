@@ -43,6 +43,6 @@ def get_config(arg: str | None = None):
   c.optim.weight_decay_end = 0.2
   c.eval.size = 96
   c.eval.train_images = 0
-  c.checkpoint.every_epochs = 5.0
-  c.checkpoint.keep_every_epochs = 0
+  c.save.every_epochs = 5.0
+  c.save.keep_every_epochs = 0
   return common.shrink(c) if debug else c

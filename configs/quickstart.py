@@ -45,6 +45,6 @@ def get_config(arg: str | None = None):
   c.eval.size = 28
   c.eval.every_epochs = 4.0
   c.eval.train_images = 0
-  c.checkpoint.keep_every_epochs = 0
+  c.save.keep_every_epochs = 0
   c.log_every = 30
   return common.shrink(c) if debug else c

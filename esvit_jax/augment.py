@@ -2,13 +2,15 @@
 
 A recipe is a mapping from group names to settings, `view_groups` makes it
 static, `multi_crop` renders it for a batch. All views are: random resized
-crop, flip, colour jitter, greyscale, blur, solarise, normalise. Recipes that
-flip later or blur before greyscale are the same views: a flip commutes with
-everything here, and blur with greyscale up to rounding.
+crop, flip, RandAugment, colour jitter, greyscale, blur, solarise, normalise.
+Recipes that flip later or blur before greyscale are the same views: a flip
+commutes with all that comes after it but RandAugment, and blur with greyscale
+up to rounding.
 """
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from esvit_jax import crops, photometric
+from esvit_jax import crops, photometric, randaugment
 from esvit_jax.errors import UserError
 
 Pair = tuple[float, float]
@@ -31,6 +33,9 @@ class View(NamedTuple):
     ratio: least and largest aspect ratio (width / height) of the crop.
     bilinear: probability of bilinear instead of bicubic interpolation.
     flip: probability of mirroring left to right.
+    rand_ops: operations of RandAugment, one after the other; 0 for none.
+    rand_magnitude: theirs, 0 to 10.
+    rand_noise: standard deviation of that.
     jitter: probability of colour jitter (all four operations, any order).
     brightness: factor is drawn in 1 +- this, likewise for the next two.
     contrast: blends with the mean grey level.
@@ -47,6 +52,9 @@ class View(NamedTuple):
   ratio: Pair = (3 / 4, 4 / 3)
   bilinear: float = 0.0
   flip: float = 0.5
+  rand_ops: float = 0.0
+  rand_magnitude: float = 9.0
+  rand_noise: float = 0.5
   jitter: float = 0.0
   brightness: float = 0.0
   contrast: float = 0.0
@@ -75,6 +83,11 @@ class Group:
     """Whether some view can use this operation; if not, it is left out."""
     return any(getattr(view, field) > 0 for view in self.views)
 
+  @property
+  def rand_ops(self) -> int:
+    """Operations of RandAugment in the view that has most of them."""
+    return int(max(view.rand_ops for view in self.views))
+
 
 class Draw(NamedTuple):
   """What chance decided for one view: numbers only, no pixels.
@@ -83,6 +96,7 @@ class Draw(NamedTuple):
     box: top, left, height, width of the crop, i32[4].
     bilinear: bool[].
     flip: bool[].
+    rand: the operations of RandAugment, or None.
     factors: brightness, contrast, saturation f32[3]; 1 if not jittered.
     turn: whether hue is shifted, bool[].
     shift: hue shift in bytes (255 to the circle), whole, f32[].
@@ -96,6 +110,7 @@ class Draw(NamedTuple):
   box: jax.Array
   bilinear: jax.Array
   flip: jax.Array
+  rand: randaugment.Draw | None
   factors: jax.Array
   turn: jax.Array
   shift: jax.Array
@@ -180,20 +195,26 @@ def _checked(where: str, field: str, value: Any) -> float | Pair:
   else:
     top = 1.0 if field in PROBABILITIES else math.inf
     top = 0.5 if field == 'hue' else top
-    if numbers and 0 <= numbers[0] <= top:
+    top = randaugment.LARGEST if field == 'rand_magnitude' else top
+    whole = field == 'rand_ops'
+    fits = numbers and 0 <= numbers[0] <= top
+    if fits and (not whole or numbers[0].is_integer()):
       return numbers[0]
-    rule = 'a number of at least 0'
+    rule = f'a {"whole " if whole else ""}number of at least 0'
   limit = '' if top == math.inf else f', at most {top:g}'
   raise UserError(f'{where} is {value!r}; give {rule}{limit}')
 
 
-def draw(key: jax.Array, size: jax.Array, view: View) -> Draw:
+def draw(
+  key: jax.Array, size: jax.Array, view: View, rand_ops: int = 0
+) -> Draw:
   """Draws all random numbers of one view.
 
   Args:
     key: typed PRNG key.
     size: valid height and width of the image, i32[2].
     view: settings (numbers, traced or not).
+    rand_ops: static, the most operations of RandAugment a view here has.
   """
   counts = (2 * crops.TRIES, 2, len(PROBABILITIES), len(FACTORS), 1, 1, 4)
   uniform = jax.random.uniform(key, (sum(counts),))
@@ -209,10 +230,18 @@ def draw(key: jax.Array, size: jax.Array, view: View) -> Draw:
   low = jnp.maximum(1.0 - spread, 0.0)
   factors = low + factor * (1.0 + spread - low)
   least, largest = view.blur_sigma
+  rand = None
+  if rand_ops:
+    rand = randaugment.draw(
+      jax.random.fold_in(key, 1), rand_ops, view.rand_magnitude, view.rand_noise
+    )
+    used = jnp.arange(rand_ops) < view.rand_ops
+    rand = rand._replace(happens=rand.happens & used)
   return Draw(
     box=box,
     bilinear=bilinear,
     flip=flip,
+    rand=rand,
     factors=jnp.where(jitter, factors, 1.0),
     turn=jitter & (view.hue > 0),
     # torchvision cuts the fraction of the byte-valued shift.
@@ -254,6 +283,8 @@ def apply(
     image, drawn.box, group.size, flip=drawn.flip, bilinear=drawn.bilinear
   )
   rgb = image.shape[0] == 3
+  if group.rand_ops:
+    image = randaugment.apply(image, drawn.rand, mean)
   if group.ever('jitter'):
     image = photometric.color_jitter(
       image,
@@ -315,12 +346,13 @@ def multi_crop(
 
   every = [view for group in groups for view in group.views]
   settings = jax.tree.map(lambda *v: jnp.asarray(v), *every)
+  draws = functools.partial(draw, rand_ops=max(g.rand_ops for g in groups))
 
   def one(image, size, key):
     view_keys = jax.vmap(jax.random.fold_in, (None, 0))(
       key, jnp.arange(len(every))
     )
-    drawn = jax.vmap(draw, (0, None, 0))(view_keys, size, settings)
+    drawn = jax.vmap(draws, (0, None, 0))(view_keys, size, settings)
     planes = to_planes(image)
     views, first = {}, 0
     for group in groups:

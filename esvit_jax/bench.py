@@ -27,6 +27,7 @@ from esvit_jax.errors import UserError
 
 REPEATS = 10
 WARM_UP = 2
+CLASSES = 1000  # of methods that learn labels
 # Steps of one epoch each: all schedules fit, and the freeze of the last layer
 # is over before the clock starts.
 HORIZON = state_lib.Horizon(10_000, 1)
@@ -96,7 +97,7 @@ def run(config, directory: str = '') -> dict:
 def synthetic_job(config, mesh) -> jobs.Job:
   """A job whose images are noise of the config's canvas."""
   side = config.data.canvas or config.views.globals.size
-  source = SimpleNamespace(canvas=(side, side))
+  source = SimpleNamespace(canvas=(side, side), classes=range(CLASSES))
   return jobs.plan(config, mesh, {'train': source, 'test': None}, HORIZON)
 
 
@@ -132,8 +133,9 @@ def _pieces(job, state, batch) -> dict[str, float]:
     params = optax.apply_updates(state.params, updates)
     if job.method.momentum is None:
       return params, opt_state
+    followed = {name: params[name] for name in state.teacher}
     momentum = job.method.momentum(state.step)
-    return state_lib.ema(state.teacher, params, momentum), params, opt_state
+    return state_lib.ema(state.teacher, followed, momentum), params, opt_state
 
   _, figures['optimiser_ms'] = _time(update, state, state.params)
   return figures
@@ -167,7 +169,8 @@ def _flops_per_image(job) -> float:
   config = job.config.copy_and_resolve_references()
   config.batch_size //= config.accumulate
   config.accumulate, config.model.remat = 1, False
-  config.loss.form = 'plain'
+  if 'form' in config.get('loss', {}):
+    config.loss.form = 'plain'
   job = synthetic_job(config, job.mesh)
   step = state_lib.make_train_step(job.method, job.tx)
   lowered = jax.jit(step).lower(job.state, job.batch, job.key)

@@ -38,7 +38,8 @@ class Checkpoints:
     directory: created if missing.
     keep: how many of the newest stay.
     keep_every: steps at whose multiples they stay too; 0: none.
-    best: name of the metric whose best (largest) checkpoint stays as well.
+    best: name of the metric whose best (largest) checkpoint stays as well;
+      '' for none.
   """
 
   def __init__(
@@ -46,7 +47,7 @@ class Checkpoints:
     directory: str,
     keep: int = 2,
     keep_every: int = 0,
-    best: str = 'knn/teacher',
+    best: str = '',
   ):
     def score(metrics):
       return (metrics or {}).get(best, float('-inf'))

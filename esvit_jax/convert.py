@@ -35,7 +35,7 @@ def from_published(state: Mapping, arch: str, like: Mapping) -> dict:
   like = traverse_util.flatten_dict(like, sep='/')
   ours, unexpected, differ = {}, [], []
   for key, value in state.items():
-    found = _find(table, 'theirs', key)
+    found = _find(table, 'theirs', key, state)
     if found is None:
       unexpected.append(key)
       continue
@@ -95,7 +95,7 @@ def to_published(variables: Mapping, arch: str) -> Arrays:
     if isinstance(row, Buffer):
       for key in list(theirs):
         numbers = _match(row.of, key)
-        if numbers is not None:
+        if numbers is not None and _applies(row, numbers, theirs):
           buffer = row.compute(theirs[key])
           theirs[row.theirs.format(**numbers)] = buffer
   return theirs
@@ -117,12 +117,18 @@ def _match(template: str, key: str) -> dict[str, str] | None:
   return found.groupdict() if found else None
 
 
-def _find(table, side: str, key: str):
+def _find(table, side: str, key: str, state: Mapping = {}):
+  """The row of a key and its numbers; of theirs, as `state` has it."""
   for row in table:
     numbers = _match(getattr(row, side, ''), key)
-    if numbers is not None:
+    if numbers is not None and _applies(row, numbers, state):
       return row, numbers
   return None
+
+
+def _applies(row, numbers: Mapping, state: Mapping) -> bool:
+  beside = getattr(row, 'beside', ())
+  return all(key.format(**numbers) in state for key in beside)
 
 
 def _theirs(table, path: str) -> str:

@@ -73,12 +73,13 @@ class Signal(NamedTuple):
     return self.now < least and (settled or self.best > 3 * least)
 
 
-def verdict(history: list[dict], prototypes: int) -> list[str]:
+def verdict(history: list[dict], chance: float | None) -> list[str]:
   """What a run's reports mean, the gravest first.
 
   Args:
     history: lines of metrics.jsonl, oldest first.
-    prototypes: K.
+    chance: the loss of a network that knows nothing, ln K with prototypes;
+      None where there is no such number.
 
   Returns:
     Lines such as 'diverging: what is seen; what to try'. What stands before
@@ -90,7 +91,6 @@ def verdict(history: list[dict], prototypes: int) -> list[str]:
   reports = [line for line in history if 'train/loss' in line]
   if not reports:
     return []
-  chance = math.log(prototypes)
   settled = _past_warmup(reports)
   found = _not_finite(reports)
   if len(reports) >= RECENT:
@@ -120,11 +120,13 @@ def _diverging(reports, chance) -> list[str]:
     return []
   now, before = losses[-RECENT:], losses[-2 * RECENT : -RECENT]
   now, before = np.median(now), np.median(before)
-  if now < 1.1 * chance or now < before:
+  limit = 2 * before if chance is None else 1.1 * chance
+  if now < limit or now < before:
     return []
+  above = '' if chance is None else f', above chance ({chance:.3g})'
   return [
-    f'diverging: the loss has grown from {before:.3g} to {now:.3g}, above '
-    f'chance ({chance:.3g}); lower optim.lr, or raise optim.warmup_epochs'
+    f'diverging: the loss has grown from {before:.3g} to {now:.3g}{above}; '
+    'lower optim.lr, or raise optim.warmup_epochs'
   ]
 
 
@@ -176,17 +178,21 @@ def _dead_regions(reports, settled) -> list[str]:
 
 def _stuck(reports, chance) -> list[str]:
   loss = _signal(reports, 'loss')
-  if not loss or loss.now < 0.98 * chance:
+  if chance is None or not loss or loss.now < 0.98 * chance:
     return []
+  targets = ', or lower loss.teacher_temp'
   return [
     f'stuck at chance: the loss is {loss.now:.3g}, knowing nothing gives '
-    f'{chance:.3g}; raise batch_size or optim.lr, or lower loss.teacher_temp'
+    f'{chance:.3g}; raise batch_size or optim.lr'
+    + (targets if _signal(reports, 'teacher_entropy') else '')
   ]
 
 
 def _well(reports, chance, settled) -> str:
   loss = _signal(reports, 'loss')
-  said = [f'loss {loss.now:.3g}, chance {chance:.3g}'] if loss else []
+  said = [f'loss {loss.now:.3g}'] if loss else []
+  if said and chance is not None:
+    said[0] += f', chance {chance:.3g}'
   *_, groups = _targets(reports, chance)
   if groups:
     said.append(f'targets tell {groups.now:.1f} groups of images apart')
@@ -196,7 +202,7 @@ def _well(reports, chance, settled) -> str:
     said.append(f'effective rank {rank.now:.0f}')
   if distinct := _signal(reports, 'distinct_matches'):
     said.append(f'{100 * distinct.now:.0f} % of regions matched')
-  still_high = not loss or loss.now > 0.9 * chance
+  still_high = not loss or (chance is not None and loss.now > 0.9 * chance)
   early = len(reports) < RECENT or (still_high and not settled)
   name = 'too early to say' if early else 'healthy'
   return f'{name}: {"; ".join(said) or "no finite loss yet"}'

@@ -50,8 +50,8 @@ def prepare(config, mesh=None) -> Job:
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   if config.tensorboard:
     tensorboard_writers()
-  train = data.open_source(config.data, config.data.split)
-  test = data.open_test(config.data, train)
+  train, test = data.open_pair(config.data)
+  train = data.few_labels(train, config.data.few, config.seed)
   per_epoch = max(len(train) // config.batch_size, 1)
   steps = config.steps or config.epochs * per_epoch
   horizon = state_lib.Horizon(steps, per_epoch)
@@ -71,7 +71,12 @@ def plan(config, mesh, sources, horizon) -> Job:
     raise UserError(
       f"no method '{config.method}': choose one of {', '.join(methods.METHODS)}"
     )
-  method = methods.METHODS[config.method](config, horizon, mesh.size)
+  method = methods.METHODS[config.method](
+    config,
+    horizon,
+    shards=mesh.size,
+    classes=len(sources['train'].classes or ()),
+  )
   params, _, _ = jax.eval_shape(method.init, jax.random.key(0))
   tx, schedules = optim.from_config(config, horizon, params)
   if method.momentum is not None:

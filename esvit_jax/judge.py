@@ -3,18 +3,22 @@
 import os
 
 import jax
-from jax.experimental import multihost_utils
 
-from esvit_jax import data, evals, health, sharding
+from esvit_jax import evals, health, sharding
+from esvit_jax.errors import UserError
 from esvit_jax.jobs import Job
 
 RANK_IMAGES = 512  # the effective rank is read off this many
 
 
 class Judge:
-  """Scores the network in training, by its features of labelled images.
+  """Scores the network in training.
 
-  Where the data has no labels or no test split, it says nothing.
+  By its features of labelled images or, where the method learns labels, by
+  its predictions. Without labels or a test split it says nothing.
+
+  Raises:
+    UserError: the config names an evaluator that is none.
   """
 
   def __init__(self, job: Job, directory: str):
@@ -23,10 +27,14 @@ class Judge:
     self.able = bool(test and train.classes and test.classes)
 
     c = job.config
+    self._during = evaluators('eval.during', c.eval.during)
+    self._at_ends = evaluators('eval.at_ends', c.eval.at_ends)
     view = (c.eval.size, c.data.mean, c.data.std)
 
-    def features(params, stats, batch):
+    def network(params, stats, batch):
       images = evals.center_view(batch['image'], batch['size'], *view)
+      if job.method.predict:
+        return job.method.predict(params, stats, images)
       return job.method.features(params, stats, images).view
 
     def pixels(batch):
@@ -34,56 +42,70 @@ class Judge:
 
     # Replicated, so that every process can read all of them.
     everywhere = sharding.replicated(job.mesh)
-    self._features = jax.jit(features, out_shardings=everywhere)
+    self._network = jax.jit(network, out_shardings=everywhere)
     self._pixels = jax.jit(pixels, out_shardings=everywhere)
 
   def __call__(self, state, at_start=False, at_end=False) -> dict[str, float]:
-    """Figures such as 'knn/teacher'; 'linear/...' at both ends only.
+    """Figures such as 'knn/teacher' or 'accuracy/student', in percent.
 
-    The untrained network and the raw pixels are judged at the start.
+    Before training, the untrained network and the raw pixels are judged.
     """
     if not self.able:
       return {}
 
     def network(params, stats):
-      return lambda batch: self._features(params, stats, batch)
+      return lambda batch: self._network(params, stats, batch)
 
-    teacher = network(state.teacher, state.extra['teacher'])
+    method = self.job.method
+    who = {'student': network(state.params, state.extra['student'])}
+    if method.momentum is not None:
+      who['teacher'] = network(state.teacher, state.extra['teacher'])
+    if method.predict:
+      return {} if at_start else self._accuracy(who)
     if at_start:
-      who = {'raw_pixels': self._pixels, 'random_init': teacher}
-    else:
-      student = network(state.params, state.extra['student'])
-      who = {'teacher': teacher, 'student': student}
+      who = {'raw_pixels': self._pixels, 'random_init': who[method.network]}
     limit = self.job.config.eval.train_images
     train = evals.extract(who, self._batches('train'), limit)
     test = evals.extract(who, self._batches('test'))
-    names = evals.EVALS if at_start or at_end else ('knn',)
+    names = self._at_ends if at_start or at_end else self._during
     scores = evals.judge(names, train, test)
     scores = {name: figures['top1'] for name, figures in scores.items()}
     if not at_start:
-      sample = test[0]['teacher'][:RANK_IMAGES]
+      sample = test[0][method.network][:RANK_IMAGES]
       scores['train/feature_rank'] = health.rankme(sample)
     return scores
 
+  def _accuracy(self, who) -> dict[str, float]:
+    found, labels = evals.extract(who, self._batches('test'))
+    return {
+      f'accuracy/{name}': 100 * float((x.argmax(1) == labels).mean())
+      for name, x in found.items()
+    }
+
   def _batches(self, split: str):
     config = self.job.config
-    size = config.eval.batch_size
-    size += -size % self.job.mesh.size
-    feed = data.epoch(
+    return evals.batches(
       self.job.sources[split],
-      size,
-      jax.process_index(),
-      jax.process_count(),
+      self.job.mesh,
+      config.eval.batch_size,
       config.data.workers,
       config.data.max_corrupt,
       os.path.join(self.directory, 'corrupt.txt'),
     )
-    with feed:
-      for local in feed:
-        batch = sharding.global_batch(self.job.mesh, local)
-        if jax.process_count() > 1:
-          for name in ('mask', 'label'):
-            batch[name] = multihost_utils.process_allgather(
-              local[name], tiled=True
-            )
-        yield batch
+
+
+def headline(method) -> str:
+  """The score by which a run's best checkpoint is known."""
+  return f'{"accuracy" if method.predict else "knn"}/{method.network}'
+
+
+def evaluators(field: str, names: str) -> list[str]:
+  """'knn,linear' -> ['knn', 'linear'], checked."""
+  found = [name.strip() for name in names.split(',') if name.strip()]
+  for name in found:
+    if name not in evals.EVALS:
+      raise UserError(
+        f"config.{field}: no evaluator '{name}'; choose from "
+        f'{", ".join(evals.EVALS)}'
+      )
+  return found

@@ -38,9 +38,9 @@ LIMITS = {
   'eval.batch_size': (1, math.inf),
   'eval.size': (1, math.inf),
   'eval.train_images': (0, math.inf),
-  'checkpoint.every_epochs': (0, math.inf),
-  'checkpoint.keep': (1, math.inf),
-  'checkpoint.keep_every_epochs': (0, math.inf),
+  'save.every_epochs': (0, math.inf),
+  'save.keep': (1, math.inf),
+  'save.keep_every_epochs': (0, math.inf),
 }
 
 

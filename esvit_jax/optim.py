@@ -26,27 +26,40 @@ DEFAULTS = {
   'b2': 0.999,
   'eps': 1e-8,
   'momentum': 0.9,  # sgd, lars
+  'nesterov': False,  # sgd
   'trust': 0.001,  # lars: step length over parameter length
   'clip': None,  # longest gradient
   'clip_mode': 'tensor',  # each tensor's own length; or 'global'
   'freeze': {},  # pattern of a path: steps it waits, None for ever
   'scale': {},  # pattern of a path: factor of its learning rate
+  'layer_decay': 1.0,  # that factor from one block to the block below it
+  'no_decay': '',  # patterns, with commas, without weight decay
+  'decay_vectors': False,  # whether vectors and biases have weight decay
 }
 
 
 def cosine(
-  base: float, final: float, total_steps: int, warmup_steps: int = 0
+  base: float,
+  final: float,
+  total_steps: int,
+  warmup_steps: int = 0,
+  start: float = 0.0,
+  top_twice: bool = True,
 ) -> Schedule:
-  """Linear warm-up from 0, then half a cosine from `base` towards `final`.
+  """Linear warm-up from `start`, half a cosine from `base` towards `final`.
 
-  As published, `base` comes twice (the warm-up ends on it, the cosine starts
-  on it) and `final` is approached, never reached. The last value holds on.
+  As published by EsViT, DINO and SiT, `base` comes twice: the warm-up ends on
+  it, the cosine starts on it. With MAE and MoCo-v3 it comes once, the warm-up
+  being start + (base - start) step / warmup_steps. `final` is approached,
+  never reached. The last value holds on.
 
   Args:
     base: value at the top.
     final: value the cosine heads for.
     total_steps: steps of the run, warm-up included.
-    warmup_steps: steps from 0 to `base`, both included.
+    warmup_steps: steps before the cosine.
+    start: value of step 0, if there is a warm-up.
+    top_twice: whether the last step of the warm-up is at `base`.
 
   Returns:
     step -> f32[].
@@ -60,10 +73,11 @@ def cosine(
       'the warm-up or train for longer'
     )
   cosine_steps = max(total_steps - warmup_steps, 1)
+  rise = max(warmup_steps - 1 if top_twice else warmup_steps, 1)
 
   def schedule(step):
     step = jnp.clip(step, 0, max(total_steps - 1, 0))
-    rising = base * step / max(warmup_steps - 1, 1)
+    rising = start + (base - start) * step / rise
     phase = jnp.pi * (step - warmup_steps) / cosine_steps
     falling = final + 0.5 * (base - final) * (1 + jnp.cos(phase))
     return jnp.where(step < warmup_steps, rising, falling)
@@ -130,6 +144,9 @@ def build(
   c = _checked(config)
   waits = _first_found('freeze', c['freeze'], params, default=0)
   factors = _first_found('scale', c['scale'], params, default=1.0)
+  if c['layer_decay'] != 1:
+    by_layer = layer_scales(params, c['layer_decay'])
+    factors = jax.tree.map(lambda a, b: a * b, factors, by_layer)
 
   parts = []
   if c['clip']:
@@ -143,7 +160,7 @@ def build(
     parts.append(groups[_label(0)])
   else:
     parts.append(optax.partition(groups, jax.tree.map(_label, waits)))
-  if c['scale']:
+  if c['scale'] or c['layer_decay'] != 1:
     parts.append(
       optax.stateless(
         lambda updates, _: jax.tree.map(jnp.multiply, factors, updates)
@@ -175,14 +192,18 @@ def from_config(
     c.min_lr,
     horizon.steps,
     round(c.warmup_epochs * epoch),
+    c.get('start_lr', 0.0),
+    c.get('top_twice', True),
   )
   decay = cosine(c.weight_decay, c.weight_decay_end, horizon.steps)
   # A continued run counts its own steps, but goes on in the schedules.
   start = config.init.epoch * epoch
   freeze = {}
-  if config.head.norm_last_layer:
+  for word in filter(None, c.frozen.split(',')):
+    freeze[word] = None
+  if 'head' in config and config.head.norm_last_layer:
     freeze['last_layer/g$'] = None
-  if c.freeze_last_layer_epochs:
+  if c.get('freeze_last_layer_epochs'):
     wait = round(c.freeze_last_layer_epochs * epoch) - start
     freeze['last_layer'] = max(wait, 0)
   tx = build(
@@ -209,7 +230,7 @@ def summary(config: Mapping, params: Tree) -> dict[str, int]:
   waits = _first_found('freeze', c['freeze'], params, default=0)
   counts = dict.fromkeys(('decayed', 'undecayed', 'waiting', 'frozen'), 0)
   for x, decayed, wait in zip(
-    *map(jax.tree.leaves, (params, _decayed(params), waits))
+    *map(jax.tree.leaves, (params, _decayed(params, c), waits))
   ):
     size = math.prod(x.shape)
     if wait == math.inf:
@@ -240,10 +261,12 @@ def _after(wait, c, lr, weight_decay) -> optax.GradientTransformation:
 
 def _direction(c, weight_decay) -> list[optax.GradientTransformation]:
   """What to do with a gradient before the learning rate."""
-  decay = optax.add_decayed_weights(weight_decay, _decayed)
+  decay = optax.add_decayed_weights(
+    weight_decay, lambda params: _decayed(params, c)
+  )
   if c['name'] == 'adamw':
     return [optax.scale_by_adam(c['b1'], c['b2'], c['eps']), decay]
-  momentum = optax.trace(c['momentum'])
+  momentum = optax.trace(c['momentum'], c['nesterov'])
   if c['name'] == 'sgd':
     return [decay, momentum]
   # Vectors take plain steps. The learning rate comes after the momentum,
@@ -267,15 +290,66 @@ def _clip(limit: float, mode: str) -> optax.GradientTransformation:
   return optax.stateless(lambda grads, _: jax.tree.map(shorten, grads))
 
 
-def _decayed(params: Tree) -> Tree:
+def _decayed(params: Tree, c: Mapping) -> Tree:
   """True for what weight decay pulls: all but vectors and biases.
 
-  So position tables, tokens and the prototypes' lengths decay, as published.
+  So position tables, tokens and the prototypes' lengths decay, as published,
+  unless `no_decay` names them.
   """
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: x.ndim >= 2 and _path(path).split('/')[-1] != 'bias',
-    params,
-  )
+  spared = [word for word in c['no_decay'].split(',') if word]
+
+  def decayed(path, x):
+    path = _path(path)
+    if any(re.search(pattern, path) for pattern in spared):
+      return False
+    matrix = x.ndim >= 2 and path.split('/')[-1] != 'bias'
+    return matrix or c['decay_vectors']
+
+  return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def layer_scales(params: Tree, decay: float) -> Tree:
+  """Factors of layer-wise decay: decay^(n + 1 - id) with n blocks.
+
+  What makes tokens (patch embedding, class token, position table) has id 0,
+  the blocks 1 to n in order, whatever comes after them n + 1. Multi-stage
+  backbones count through their stages; what merges tokens between two stages
+  goes with the first block after it.
+
+  Args:
+    params: paths name blocks 'block3' or 'stage1_block0' and, between
+      stages, 'merge0'.
+    decay: factor from one layer to the layer below it.
+
+  Returns:
+    A float for each parameter.
+  """
+  places = {
+    _path(path): _place(_path(path))
+    for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  }
+  order = sorted({BELOW, *places.values(), ABOVE})
+
+  def factor(path, _):
+    return decay ** (len(order) - 1 - order.index(places[_path(path)]))
+
+  return jax.tree_util.tree_map_with_path(factor, params)
+
+
+# Places of what is not in a block: before the first, after the last.
+BELOW, ABOVE = (-1, 0), (math.inf, 0)
+
+
+def _place(path: str) -> tuple[float, int]:
+  """(stage, block) of a parameter."""
+  if found := re.search(r'\b(?:stage(\d+)_)?block(\d+)/', path):
+    stage, block = found.groups(default=0)
+    return int(stage), int(block)
+  if found := re.search(r'\bmerge(\d+)/', path):
+    return int(found[1]) + 1, 0
+  if re.search(r'\b(cls_token|pos_embed|patch_embed|patch_norm)\b', path):
+    return BELOW
+  return ABOVE
 
 
 def _first_found(field: str, patterns: Mapping, params: Tree, default) -> Tree:

@@ -1,4 +1,4 @@
-"""Colour jitter, greyscale, blur and solarise with PIL's arithmetic.
+"""Colour jitter, greyscale, blur, smoothing, solarise: PIL's arithmetic.
 
 Images are float32 [C, h, w] holding whole grey levels 0..255, before and
 after each operation, since PIL keeps bytes. Nothing here gathers or branches:
@@ -38,6 +38,18 @@ def solarize(
 def blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
   """PIL's blend: factor 0 gives `other`, 1 the image; the fraction is cut."""
   return crops.cut(jnp.clip(other + factor * (image - other), 0.0, 255.0))
+
+
+def smooth(image: jax.Array) -> jax.Array:
+  """PIL's SMOOTH: the centre counts 5 of 13, its neighbours 1; edges stay."""
+  *_, h, w = image.shape
+  inner = image[:, 1:-1, 1:-1]
+  around = sum(
+    image[:, y : h - 2 + y, x : w - 2 + x] for y in range(3) for x in range(3)
+  )
+  # Sums are exact and never end on a half: no `cut` needed.
+  inner = jnp.floor((around + 4.0 * inner) / 13.0 + 0.5)
+  return image.at[:, 1:-1, 1:-1].set(inner)
 
 
 def shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:

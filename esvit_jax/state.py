@@ -68,6 +68,12 @@ class Method(NamedTuple):
     momentum: step -> EMA momentum, or None where the teacher stays as it is.
     stages: the loss in pieces, for measuring only: name -> (state, views,
       key, done) -> arrays, where `done` holds what the pieces before gave.
+    network: 'teacher' or 'student', the one to evaluate and hand on.
+    chance: the loss of a network that knows nothing, where there is one.
+    predict: (params, stats, images) -> class scores f32[N, classes], of
+      methods that learn from labels.
+    show: (state, views, key) -> name -> (titles of columns, normalised images
+      f32[B, columns, h, w, C]), to be drawn.
   """
 
   init: Callable
@@ -76,6 +82,10 @@ class Method(NamedTuple):
   features: Callable
   momentum: Callable | None
   stages: dict[str, Callable]
+  network: str = 'teacher'
+  chance: float | None = None
+  predict: Callable | None = None
+  show: Callable | None = None
 
 
 def create(method: Method, tx: optax.GradientTransformation, key) -> TrainState:
@@ -160,7 +170,9 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     teacher = state.teacher
     if method.momentum is not None:
-      teacher = ema(teacher, params, method.momentum(state.step))
+      # A student may have parts that its teacher lacks, such as a predictor.
+      followed = {name: params[name] for name in teacher}
+      teacher = ema(teacher, followed, method.momentum(state.step))
 
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(grad_norm)

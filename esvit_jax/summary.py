@@ -18,6 +18,12 @@ ROWS = {
   'student': 'student',
   'teacher': 'teacher',
 }
+KINDS = {
+  'knn': 'k-NN',
+  'linear': 'linear',
+  'probe': 'probe',
+  'accuracy': 'accuracy',
+}
 
 
 def introduce(job, directory: str, resumed: int | None, say: Say) -> None:
@@ -65,11 +71,13 @@ def conclude(
   """The table of scores, the verdict, where things lie, what to do next."""
   table = Table(box=box.SIMPLE_HEAD, title='top-1 accuracy, %')
   table.add_column('features')
-  kinds = [k for k in ('knn', 'linear') if metrics.last(f'{k}/teacher')]
+  kinds = [k for k in KINDS if metrics.last(f'{k}/student') is not None]
   for kind in kinds:
-    table.add_column({'knn': 'k-NN', 'linear': 'linear'}[kind], justify='right')
+    table.add_column(KINDS[kind], justify='right')
   for row, title in ROWS.items():
     scores = [metrics.last(f'{kind}/{row}') for kind in kinds]
+    if all(x is None for x in scores):
+      continue
     table.add_row(title, *('-' if x is None else f'{x:.1f}' for x in scores))
   if kinds:
     say(_text(table))

@@ -20,13 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from esvit_jax import data, health, jobs, sharding, summary, workdir
+from esvit_jax import (
+  data,
+  health,
+  jobs,
+  provenance,
+  sharding,
+  summary,
+  workdir,
+)
 from esvit_jax import state as state_lib
-from esvit_jax.analysis import pictures
+from esvit_jax.analysis import report
+from esvit_jax.analysis.pictures import Album
 from esvit_jax.checkpoint import Checkpoints, restore_parts
 from esvit_jax.errors import UserError
+from esvit_jax.interop import weights as weights_lib
 from esvit_jax.jobs import Job
-from esvit_jax.judge import Judge
+from esvit_jax.judge import Judge, headline
 from esvit_jax.metrics import Metrics, Progress, duration
 
 FRESH = ('head_dense', 'center')  # what a continued run may start anew
@@ -59,6 +69,8 @@ def run(config, directory: str, out=sys.stdout) -> state_lib.TrainState:
 def start(job: Job) -> state_lib.TrainState:
   """The state of step 0, or of another run's weights (config.init)."""
   init = job.config.init
+  if init.checkpoint and init.part == 'backbone':
+    return with_backbone(jobs.create_state(job), init.checkpoint, init.which)
   step = init.epoch * job.horizon.steps_per_epoch
   if init.checkpoint:
     parts = restore_parts(
@@ -77,11 +89,33 @@ def start(job: Job) -> state_lib.TrainState:
   return jobs.create_state(job)
 
 
-def continue_from(state, parts: dict) -> state_lib.TrainState:
+def with_backbone(state, path: str, which: str = 'auto'):
+  """`state` with the backbone of a finished network, all else fresh.
+
+  Args:
+    state: of step 0.
+    path: a run directory, a safetensors file or a published checkpoint.
+    which: 'teacher', 'student' or 'auto'.
+
+  Raises:
+    UserError: there is none, or it is of another model.
+  """
+  weights, which = weights_lib.pick(path, which)
+  found = weights_lib.part_variables(weights, which)
+  parts = {'params': {'backbone': found['params']}, 'extra': {}}
+  stats = {'backbone': found.get('batch_stats', {})}
+  if state.teacher is not None:
+    parts['teacher'] = parts['params']
+  parts['extra'] = dict.fromkeys(state.extra, stats)
+  return continue_from(state, parts, ('head', 'fc_norm', 'hidden'))
+
+
+def continue_from(state, parts: dict, fresh=FRESH) -> state_lib.TrainState:
   """`state` with another run's params, teacher and extra.
 
   As published, what that run lacks of the region task stays fresh, and so do
-  centres; the optimiser starts from zero and the schedules go on.
+  centres; the optimiser starts from zero and the schedules go on. `fresh` are
+  words of paths that may be missing.
 
   Raises:
     UserError: anything else is missing, or something is of another shape.
@@ -94,7 +128,7 @@ def continue_from(state, parts: dict) -> state_lib.TrainState:
         node = node[getattr(key, 'key', getattr(key, 'name', None))]
     except (KeyError, TypeError):
       name = jax.tree_util.keystr(path, simple=True, separator='.')
-      if any(fresh in name for fresh in FRESH):
+      if any(word in name for word in fresh):
         return ours
       raise UserError(
         f'{name} is not in that checkpoint: it is of another model'
@@ -119,8 +153,9 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
   with contextlib.ExitStack() as stack:
     checkpoints = Checkpoints(
       os.path.join(directory, 'checkpoints'),
-      config.checkpoint.keep,
-      config.checkpoint.keep_every_epochs * job.horizon.steps_per_epoch,
+      config.save.keep,
+      config.save.keep_every_epochs * job.horizon.steps_per_epoch,
+      headline(job.method),
     )
     stack.callback(checkpoints.close)
     resumed = checkpoints.latest()
@@ -133,27 +168,34 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
     )
     stack.callback(progress.close)
     judge = Judge(job, directory)
+    if out is not None and first < steps:
+      record = os.path.join(directory, 'run.json')
+      workdir.write_json(record, provenance.record())
     summary.introduce(job, directory, resumed, progress.say)
     if resumed is None:
       metrics.write(first, judge(state, at_start=True))
       metrics.flush()
+    album = Album(job, directory) if out is not None else None
     if first < steps:
-      state = _loop(job, state, judge, checkpoints, metrics, progress)
-    paths = []
-    if out is not None and int(state.step) == steps:
-      paths = pictures.draw(job, state, metrics.history, directory)
+      state = _loop(job, state, judge, checkpoints, metrics, progress, album)
+    metrics.flush()
+    if album is not None:
+      if int(state.step) == steps:
+        album.update(state, metrics.history, last=True)
+      page = report.build([directory])
   if int(state.step) < steps:
     progress.say(
       f'stopped at step {int(state.step)}: saved; the same command goes on '
       'from there'
     )
   else:
-    verdict = health.verdict(metrics.history, config.head.out_dim)
+    verdict = health.verdict(metrics.history, job.method.chance)
+    paths = [*album.paths, page] if album is not None else []
     summary.conclude(directory, metrics, verdict, paths, progress.say)
   return state
 
 
-def _loop(job, state, judge, checkpoints, metrics, progress):
+def _loop(job, state, judge, checkpoints, metrics, progress, album):
   """data -> step -> report, until the last step or a signal to stop."""
   config, horizon = job.config, job.horizon
   began = time.perf_counter()
@@ -161,7 +203,7 @@ def _loop(job, state, judge, checkpoints, metrics, progress):
   progress.say(f'compiled in {duration(time.perf_counter() - began)}')
   log = Log(job, metrics, progress)
   eval_every = round(config.eval.every_epochs * horizon.steps_per_epoch)
-  save_every = round(config.checkpoint.every_epochs * horizon.steps_per_epoch)
+  save_every = round(config.save.every_epochs * horizon.steps_per_epoch)
   key, first = job.key, int(state.step)
   pipeline = data.Pipeline(
     job.sources['train'],
@@ -192,6 +234,10 @@ def _loop(job, state, judge, checkpoints, metrics, progress):
         paused = time.perf_counter()
         judged = judge(state, at_end=last)
         metrics.write(done, judged)
+        if album is not None and not last:
+          metrics.flush()
+          album.update(state, metrics.history)
+          report.build([judge.directory])
         progress.pause(time.perf_counter() - paused)
       if last or stop or (save_every and done % save_every == 0):
         log.catch_up(report=stop)
@@ -240,7 +286,7 @@ class Log:
     values |= self.progress.report(step, values)
     self.metrics.write(step, values)
     history = [*self.metrics.history, self.metrics.pending]
-    for line in health.verdict(history, config.head.out_dim):
+    for line in health.verdict(history, self.job.method.chance):
       finding = line.partition(':')[0]
       if finding not in self._said:
         self._said.add(finding)

@@ -1,6 +1,7 @@
 """A run's directory: one run at a time, always of the same config.
 
 config.json       what is run
+run.json          by which command, revision, versions and devices
 metrics.jsonl     one JSON object a line
 checkpoints/      numbered by step
 pictures/         PNG files
@@ -16,7 +17,7 @@ from esvit_jax.errors import UserError
 
 # Fields that say how to watch or place a run, not what it computes.
 FREE = (
-  'checkpoint.',
+  'save.',
   'eval.',
   'data.workers',
   'data.data_dir',
@@ -114,7 +115,7 @@ def trained(path: str) -> bool:
 
 def _clear(path: str) -> None:
   """Removes what a run writes before its first step."""
-  for name in ('config.json', 'metrics.jsonl', '.lock'):
+  for name in ('config.json', 'run.json', 'metrics.jsonl', '.lock'):
     with contextlib.suppress(FileNotFoundError):
       os.remove(os.path.join(path, name))
   with contextlib.suppress(FileNotFoundError):

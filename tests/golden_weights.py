@@ -69,8 +69,13 @@ def _weight(prefix, key, shape, dtype) -> np.ndarray:
       return np.zeros(shape, np.int64)
     side = round(shape[0] ** 0.5)
     at = np.stack(np.mgrid[:side, :side]).reshape(2, -1)  # 2 n
-    delta = at[:, :, None] - at[:, None] + side - 1
-    return delta[0] * (2 * side - 1) + delta[1]
+    reach, keys = side, at
+    if shape[1] == 9 * shape[0]:  # ViL: of the 3x3 chunks, one by one
+      reach = 2 * side
+      chunks = [side * np.array([[y], [x]]) for y, x in np.ndindex(3, 3)]
+      keys = np.concatenate([at - side + chunk for chunk in chunks], 1)
+    delta = at[:, :, None] - keys[:, None] + reach - 1
+    return delta[0] * (2 * reach - 1) + delta[1]
   for word in ('query', 'kv', 'proj'):
     key = key.replace(f'{word}_global', word)
   z = _generator(prefix + key).standard_normal(shape).astype(np.float32)

@@ -44,6 +44,9 @@ def like(x):
   return placed(x, sharding.mesh(jax.devices()[:1]))[1]
 
 
+BEST = 'knn/teacher'
+
+
 def save(directory, steps, scores=None, **options):
   """Saves each step in turn, as one run."""
   checkpoints = Checkpoints(str(directory), **options)
@@ -112,16 +115,16 @@ def test_the_newest_stay(tmp_path):
 
 def test_the_best_stays(tmp_path):
   scores = {2: 50.0, 3: 60.0, 5: 55.0}
-  save(tmp_path, range(1, 8), scores, keep=2)
+  save(tmp_path, range(1, 8), scores, keep=2, best=BEST)
   assert steps_in(tmp_path) == [3, 6, 7]
 
 
 def test_the_best_stays_after_a_resume(tmp_path):
-  save(tmp_path, (1, 2, 3), {2: 60.0, 3: 50.0}, keep=1)
+  save(tmp_path, (1, 2, 3), {2: 60.0, 3: 50.0}, keep=1, best=BEST)
   assert steps_in(tmp_path) == [2, 3]
-  save(tmp_path, (4, 5, 6), {5: 55.0}, keep=1)
+  save(tmp_path, (4, 5, 6), {5: 55.0}, keep=1, best=BEST)
   assert steps_in(tmp_path) == [2, 6]
-  save(tmp_path, (7, 8), {7: 70.0}, keep=1)
+  save(tmp_path, (7, 8), {7: 70.0}, keep=1, best=BEST)
   assert steps_in(tmp_path) == [7, 8]
 
 

@@ -135,7 +135,7 @@ def test_published_runs(variant, window, drop_path, epoch):
   assert (both.loss.region_weight, both.init.epoch) == (0.5, epoch)
   assert (view.loss.region_weight, view.init.epoch) == (0, 0)
   # The view-only run still holds the checkpoint the other goes on from.
-  assert epoch % view.checkpoint.keep_every_epochs == 0
+  assert epoch % view.save.keep_every_epochs == 0
 
 
 def test_dino_is_the_view_loss_at_batch_1024():

@@ -11,7 +11,7 @@ from sklearn.linear_model import RidgeClassifier
 
 from esvit_jax import evals, sharding
 from esvit_jax.errors import UserError
-from esvit_jax.evals.knn import knn
+from esvit_jax.evals.knn import MAJORITY, figures, knn, neighbours
 from esvit_jax.evals.linear import linear
 
 GOLDEN = Path(__file__).parent / 'goldens/esvit/knn.npz'
@@ -181,12 +181,76 @@ def test_knn_counts_classes_itself_and_ignores_length():
   assert knn(train_x, 50 * train_y, test_x, 50 * test_y) == scores
 
 
-def test_knn_of_a_sharded_bank_is_the_same():
+def test_knn_of_features_on_devices_is_the_same():
   mesh = sharding.mesh()
   train_x, train_y = blobs(64)
   test = blobs(50, seed=1)
   sharded = jax.device_put(train_x, sharding.data(mesh))
   assert knn(sharded, train_y, *test) == knn(train_x, train_y, *test)
+
+
+def of_equal_length(count, seed=0):
+  """Points of length 4 on a coarse lattice, so that many cosines tie."""
+  rng = np.random.default_rng(seed)
+  x = rng.choice([-1.0, 1.0], (count, 16)).astype(np.float32)
+  x[:, 6:] = 1  # 64 different points
+  return x
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('rows', [2**16, 7, 40])
+def test_neighbours_are_exact_in_any_chunks(monkeypatch, devices, rows):
+  """Also for ties, as in one stable sort of everything."""
+  monkeypatch.setattr(evals.knn, 'ROWS', rows)
+  train, test = of_equal_length(413), of_equal_length(300, 1)
+  mesh = sharding.mesh(jax.devices()[:devices])
+  cosine, index = neighbours(train, test, 30, mesh)
+  exact = test @ train.T / 16
+  order = np.argsort(-exact, 1, kind='stable')[:, :30]
+  np.testing.assert_array_equal(index, order)
+  np.testing.assert_allclose(cosine, np.take_along_axis(exact, order, 1))
+  # More than a chunk has.
+  _, every = neighbours(train[:100], test[:3], 100, mesh)
+  order = np.argsort(-exact[:3, :100], 1, kind='stable')
+  np.testing.assert_array_equal(every, order)
+
+
+def test_eight_devices_find_what_one_finds():
+  data = *blobs(301, 9, spread=1.5), *blobs(150, 9, spread=1.5, seed=1)
+  one = figures(*data, mesh=sharding.mesh(jax.devices()[:1]))
+  assert figures(*data) == figures(*data, mesh=sharding.mesh()) == one
+
+
+def test_features_may_be_half_and_lie_in_a_file(tmp_path):
+  x, y = blobs(200, spread=1.0)
+  test = blobs(50, spread=1.0, seed=1)
+  np.save(tmp_path / 'x.npy', x.astype(np.float16))
+  mapped = np.load(tmp_path / 'x.npy', mmap_mode='r')
+  same = x.astype(np.float16).astype(np.float32)
+  assert knn(mapped, y, *test) == knn(same, y, *test)
+
+
+def test_majority_counts_heads_and_ties_go_to_the_smaller_class():
+  data = *blobs(90, 8, spread=1.5), *blobs(60, 8, spread=1.5, seed=1)
+  scores = knn(*data, ks=(1, 25), temperature=MAJORITY)
+  _, index = neighbours(data[0], data[2], 25)
+  votes = np.stack([np.bincount(data[1][i], minlength=8) for i in index])
+  right = 100 * (votes.argmax(1) == data[3]).mean()  # the first of equals
+  assert scores[25][0] == pytest.approx(right)
+  assert scores[1] == knn(*data, ks=(1,))[1]
+  found = figures(*data)
+  assert found['majority_k10'] == knn(*data, temperature=MAJORITY)[10][0]
+  assert found['top1'] == found['top1_k20'] == knn(*data)[20][0]
+
+
+def test_knn_of_what_does_not_fit_is_refused():
+  x, y = blobs(20)
+  with pytest.raises(UserError, match='21 neighbours'):
+    neighbours(x, x, 21)
+  with pytest.raises(UserError, match='one network'):
+    knn(x, y, x[:, :3], y)
+  with pytest.raises(UserError, match='none'):
+    knn(x, y, x[:0], y[:0])
 
 
 # linear
@@ -265,10 +329,11 @@ def test_judge_names_its_figures_and_extract_reads_once():
   )
   scores = {name: figures['top1'] for name, figures in scores.items()}
   assert set(scores) == {
-    f'{name}/{who}' for name in ('knn', 'linear') for who in ('good', 'bad')
+    f'{name}/{who}' for name in evals.EVALS for who in ('good', 'bad')
   }
   assert len(calls) == 4 + 3
   used = train[0][:50], train[1][:50]
   assert scores['knn/good'] == knn(*used, *test)[20][0]
   assert scores['linear/good'] == linear(*used, *test)
-  assert scores['linear/bad'] < 50 < 90 < scores['linear/good']
+  for name in ('linear', 'probe'):
+    assert scores[f'{name}/bad'] < 50 < 90 < scores[f'{name}/good']

@@ -42,7 +42,7 @@ def names(lines):
 
 
 def verdict(**settings):
-  return names(health.verdict(history(**settings), K))
+  return names(health.verdict(history(**settings), CHANCE))
 
 
 SICK = {
@@ -68,7 +68,7 @@ SICK = {
 
 
 def test_a_run_that_learns_is_healthy_and_says_its_figures():
-  (line,) = health.verdict(history(), K)
+  (line,) = health.verdict(history(), CHANCE)
   assert line.startswith('healthy: ')
   assert f'chance {CHANCE:.3g}' in line
   # ln 256 - 2 - 1 nats at the end, 1.07 in the middle of the last five.
@@ -84,7 +84,7 @@ def test_every_illness_has_its_name(signals, name):
       line['train/loss'] = None  # as metrics.jsonl writes NaN
   else:
     lines = history(**signals)
-  assert names(health.verdict(lines, K)) == [name]
+  assert names(health.verdict(lines, CHANCE)) == [name]
 
 
 @pytest.mark.parametrize('signals, name', SICK.values(), ids=SICK)
@@ -92,7 +92,7 @@ def test_a_cure_is_named_in_fields_that_exist(signals, name):
   """Every `section.field` that a verdict mentions is one of the config."""
   signals = {k: v for k, v in signals.items() if v is not None}
   config = common.get_config()
-  (line,) = health.verdict(history(**signals), K)
+  (line,) = health.verdict(history(**signals), CHANCE)
   seen, _, advice = line.partition(';')
   assert re.search(r'\d', seen)
   fields = re.findall(r'\b[a-z]+\.[a-z_]+', advice)
@@ -103,8 +103,8 @@ def test_a_cure_is_named_in_fields_that_exist(signals, name):
 
 
 def test_nothing_is_said_of_nothing():
-  assert health.verdict([], K) == []
-  assert health.verdict([{'step': 0, 'knn/raw_pixels': 81.0}], K) == []
+  assert health.verdict([], CHANCE) == []
+  assert health.verdict([{'step': 0, 'knn/raw_pixels': 81.0}], CHANCE) == []
 
 
 def test_a_few_reports_are_too_early():
@@ -127,7 +127,7 @@ def test_no_alarm_in_a_long_warmup_near_chance(prototypes):
     distinct_matches=lambda t: 0.1 + 0.3 * t,
   )
   for count in range(1, len(lines) + 1):
-    said = names(health.verdict(lines[:count], prototypes))
+    said = names(health.verdict(lines[:count], chance))
     assert said in ([], ['too early to say']), count
 
 
@@ -157,9 +157,9 @@ def test_a_loss_that_starts_above_chance_and_falls_is_no_divergence():
 def test_one_lost_step_is_forgotten():
   lines = history(reports=40)
   lines[10] |= {'train/skipped': 1.0, 'train/loss': None}
-  assert names(health.verdict(lines[:12], K)) == ['not finite']
-  assert 'step 500' in health.verdict(lines[:12], K)[0]
-  assert names(health.verdict(lines, K)) == ['healthy']
+  assert names(health.verdict(lines[:12], CHANCE)) == ['not finite']
+  assert 'step 500' in health.verdict(lines[:12], CHANCE)[0]
+  assert names(health.verdict(lines, CHANCE)) == ['healthy']
 
 
 def test_runs_without_regions_or_ranks_are_judged_too():

@@ -13,20 +13,34 @@ STANDARD = sys.stdlib_module_names
 # room -> (rooms it may import, packages it may import). `errors` is open to
 # all, and so is the standard library.
 LAW = {
-  'main': ('train bench sharding', 'absl ml_collections'),
+  'main': (
+    'train bench evaluate analysis sharding',
+    'absl ml_collections',
+  ),
   '__init__': ('interop', ''),
   'train': (
     'jobs judge data checkpoint metrics health sharding analysis summary '
-    'state workdir',
+    'state workdir provenance',
     'jax numpy',
   ),
   'jobs': ('methods data optim sharding state limits metrics', 'jax optax'),
-  'judge': ('jobs data evals health sharding', 'jax'),
+  'evaluate': ('protocols provenance workdir analysis', 'rich'),
+  'protocols': (
+    'augment data evals sharding interop models train',
+    'jax numpy',
+  ),
+  'judge': ('jobs evals health sharding', 'jax'),
   'bench': ('jobs sharding state limits', 'jax numpy optax rich'),
   'summary': ('', 'jax rich'),
-  'methods': ('models augment prototypes state optim', 'jax numpy flax'),
+  'methods': (
+    'models augment prototypes state optim mixing erasing gmml',
+    'jax numpy flax',
+  ),
   'models': ('', 'jax numpy flax'),
-  'augment': ('crops photometric', 'jax numpy'),
+  'augment': ('crops photometric randaugment', 'jax numpy'),
+  'randaugment': ('crops photometric', 'jax numpy'),
+  'mixing': ('erasing', 'jax numpy'),
+  'erasing': ('', 'jax numpy'),
   'crops': ('', 'jax numpy'),
   'photometric': ('crops', 'jax numpy'),
   'prototypes': ('', 'jax numpy'),
@@ -44,9 +58,10 @@ LAW = {
   'sharding': ('', 'jax numpy'),
   'limits': ('', ''),
   'workdir': ('', ''),
+  'provenance': ('', 'jax'),
   'errors': ('', ''),
-  'evals': ('data sharding', 'jax numpy'),
-  'analysis': ('data sharding', 'jax numpy matplotlib'),
+  'evals': ('data sharding', 'jax numpy optax'),
+  'analysis': ('data sharding health', 'jax numpy matplotlib sklearn'),
   'configs': ('', 'ml_collections'),
 }
 # Packages of one room only; all others do without.

@@ -1,8 +1,10 @@
 """Schedules against the published numbers, optimisers against NumPy."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import golden_mae_sit
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import common
-from esvit_jax import optim
+from configs.eval import finetune
+from esvit_jax import models, optim
 from esvit_jax.errors import UserError
+from esvit_jax.interop import layouts
+from esvit_jax.models.classifier import Classifier
 
 GOLDEN = Path(__file__).parent / 'goldens/esvit/schedules.npz'
 STEPS, WAIT = 6, 2
@@ -101,6 +106,12 @@ def adamw(p, g, state, t, lr, wd):
   return p - lr * step, np.stack([m, v])
 
 
+def nesterov(p, g, state, t, lr, wd):
+  g = g + wd * p
+  state = 0.9 * state + g[None]
+  return p - lr * (g + 0.9 * state[0]), state
+
+
 def sgd(p, g, state, t, lr, wd):
   state = 0.9 * state + (g + wd * p)[None]
   return p - lr * state[0], state
@@ -140,6 +151,23 @@ def test_published_schedules(name, schedule):
   np.testing.assert_allclose(
     schedule(len(golden) + 5), golden[-1], rtol=2e-6, atol=1e-9
   )
+
+
+@pytest.mark.parametrize(
+  'name, schedule',
+  [
+    ('pre', optim.cosine(2.4e-3, 0, 400 * 312, 40 * 312, top_twice=False)),
+    ('ft', optim.cosine(4e-3, 1e-6, 300 * 1251, 5 * 1251, top_twice=False)),
+    (
+      'moco',
+      optim.cosine(6e-4, 0, 400 * 1251, 40 * 1251, 1e-6, top_twice=False),
+    ),
+  ],
+)
+def test_schedules_of_mae_lite(name, schedule):
+  golden, _ = golden_mae_sit.load('misc')
+  values = jax.vmap(schedule)(jnp.asarray(golden[f'its_{name}']))
+  np.testing.assert_allclose(values, golden[f'lr_{name}'], rtol=2e-6, atol=1e-9)
 
 
 def test_temperature_moves_once_an_epoch():
@@ -193,6 +221,21 @@ def test_frozen_tensors_start_late_and_count_from_one(name, move):
 @pytest.mark.parametrize('name, move', [('sgd', sgd), ('lars', lars)])
 def test_sgd_and_lars(name, move):
   assert_follows(train({'name': name}), move)
+
+
+def test_nesterov_is_torchs():
+  assert_follows(train({'name': 'sgd', 'nesterov': True}), nesterov)
+
+
+def test_vectors_decay_if_asked_and_named_paths_never():
+  config = {'name': 'sgd', 'momentum': 0.0, 'decay_vectors': True}
+  path = train(config | {'no_decay': 'table,^norm'})
+  for name, x in by_path(path[0]).items():
+    g, start = (by_path(tree)[name] for tree in (gradients()[0], params()))
+    wd = 0 if name in ('attn/table', 'norm/scale') else decay(0)
+    np.testing.assert_allclose(
+      x, start - lr(0) * (g + wd * start), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_lars_moves_a_tensor_of_zeros():
@@ -327,3 +370,96 @@ def test_a_continued_run_goes_on_in_the_schedules():
     updates['norm']['scale'], -schedules['lr'](60), rtol=1e-5
   )
   assert np.all(updates['last_layer']['v'] < 0)
+
+
+# --- layer-wise decay
+
+
+def shapes(c, classes=1000):
+  """Parameters of a classifier, as shapes."""
+  network = Classifier(models.build(c), classes, 'gap')
+  image = jnp.zeros((1, 224, 224, 3))
+  return jax.eval_shape(network.init, jax.random.key(0), image)['params']
+
+
+def ours(key):
+  """Our path of a published key of a ViT classifier."""
+  for row in layouts.TABLES['vit_classifier']:
+    pattern = re.escape(row.theirs).replace(r'\{i\}', r'(\d+)')
+    if found := re.fullmatch(pattern, key):
+      path = row.ours.removeprefix('params/')
+      return path.replace('{i}', *found.groups()) if found.groups() else path
+  raise KeyError(key)
+
+
+@pytest.mark.parametrize(
+  'golden, fields',
+  [
+    ('vit_tiny_patch16', {}),
+    (
+      'vit_tiny_patch16_rpe2023',
+      {'rel_pos': True, 'layer_scale': 0.1, 'qkv_bias': 'qv'},
+    ),
+  ],
+)
+def test_layer_groups_of_mae_lite(golden, fields):
+  """Without a gradient the step is -lr scale decay p."""
+  model = {'name': 'vit_tiny', 'heads': 12, 'final_norm': False}
+  p = jax.tree.map(lambda x: np.ones(x.shape), shapes(model | fields))
+  c = finetune.get_config('impr')
+  tx, schedules = optim.from_config(
+    c, SimpleNamespace(steps=10, steps_per_epoch=1), p
+  )
+  step = 7
+  state = optax.tree.set(tx.init(p), count=jnp.int32(step))
+  updates, _ = tx.update(jax.tree.map(np.zeros_like, p), state, p)
+  found = by_path(updates)
+  groups = golden_mae_sit.manifest()['misc']['layer_groups'][golden]
+  assert {ours(key) for key, *_ in groups} == found.keys()
+  for key, _, scale, weight_decay in groups:
+    expected = -schedules['lr'](step) * scale * weight_decay
+    np.testing.assert_allclose(found[ours(key)], expected, rtol=1e-5)
+
+
+def test_layers_of_a_multi_stage_backbone():
+  """One id for each block; what merges goes with the block after it."""
+  p = shapes(
+    {'name': 'swin', 'dims': (8, 16), 'depths': (2, 1), 'heads': (1, 1)}
+  )
+  ids = {
+    name: round(np.log(scale) / np.log(0.5))
+    for name, scale in by_path(optim.layer_scales(p, 0.5)).items()
+  }
+  modules = {}
+  for name, depth in ids.items():
+    module = re.sub('^backbone/', '', name).split('/')[0]
+    assert modules.setdefault(module, depth) == depth
+  assert modules == {
+    'patch_embed': 4,
+    'patch_norm': 4,
+    'stage0_block0': 3,
+    'stage0_block1': 2,
+    'merge0': 1,
+    'stage1_block0': 1,
+    'norm': 0,
+    'fc_norm': 0,
+    'head': 0,
+  }
+
+
+def test_layer_decay_joins_other_factors():
+  p = {'block0': {'w': np.ones(2)}, 'head': {'w': np.ones(2)}}
+  tx = optim.build(
+    {
+      'name': 'sgd',
+      'momentum': 0.0,
+      'layer_decay': 0.5,
+      'scale': {'head': 3.0},
+    },
+    p,
+    lambda step: 1.0,
+    lambda step: 0.0,
+  )
+  updates, _ = tx.update(p, tx.init(p), p)
+  np.testing.assert_allclose(updates['block0']['w'], -0.5)
+  np.testing.assert_allclose(updates['head']['w'], -3.0)

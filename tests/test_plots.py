@@ -162,7 +162,7 @@ def size(path):
 
 def test_curves_have_a_panel_for_what_changes(tmp_path):
   path = tmp_path / 'curves.png'
-  plots.curves_png(path, lines(), 256)
+  plots.curves_png(path, lines(), np.log(256))
   three = size(path)  # loss, k-NN, teacher / learning rate, gradient norm
   without = [{k: v for k, v in x.items() if 'knn' not in k} for x in lines()]
   plots.curves_png(path, without)
@@ -176,18 +176,18 @@ def test_curves_have_a_panel_for_what_changes(tmp_path):
 @pytest.mark.parametrize('count', [0, 1])
 def test_a_run_without_reports_has_a_picture_too(tmp_path, count):
   path = tmp_path / 'curves.png'
-  plots.curves_png(path, lines(0)[:count], 256)
+  plots.curves_png(path, lines(0)[:count], np.log(256))
   assert size(path)[0] > 100
 
 
 def test_curves_show_the_figures(tmp_path):
   """The same run with another loss is another picture."""
   a, b = tmp_path / 'a.png', tmp_path / 'b.png'
-  plots.curves_png(a, lines(), 256)
+  plots.curves_png(a, lines(), np.log(256))
   other = [dict(x) for x in lines()]
   for x in other[5:]:
     x['train/loss'] += 1
-  plots.curves_png(b, other, 256)
+  plots.curves_png(b, other, np.log(256))
   assert (read(a) != read(b)).any()
-  plots.curves_png(b, lines(), 256)
+  plots.curves_png(b, lines(), np.log(256))
   assert (read(a) == read(b)).all()

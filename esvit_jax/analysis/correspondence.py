@@ -1,12 +1,31 @@
 """Which regions of two views a network takes for the same (spec 9)."""
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from esvit_jax.analysis import plots
+from esvit_jax.errors import UserError
 
 TOP = 10  # published: only the pairs it is surest of count
+# Published: what makes the copy of an image, as a view of augment.view_groups
+# (with `size`): all of it, mirrored, recoloured, then grey.
+COPY = {
+  'scale': (1.0, 1.0),
+  'ratio': (1.0, 1.0),
+  'bilinear': 0.0,
+  'flip': 1.0,
+  'jitter': 0.8,
+  'brightness': 0.4,
+  'contrast': 0.4,
+  'saturation': 0.2,
+  'hue': 0.1,
+  'gray': 1.0,
+  'blur': 0.0,
+  'solarize': 0.0,
+}
 
 
 class Matches(NamedTuple):
@@ -67,6 +86,47 @@ def flip_score(
     'distance_error': float(error.mean()),
     'sim_11th': float(similarity[min(top, len(similarity) - 1)]),
   }
+
+
+def mean_flip_score(
+  grids: Callable[[dict, jax.Array], tuple[jax.Array, jax.Array]],
+  batches: Iterable[dict],
+  key: jax.Array,
+  stride: int,
+  limit: int = 0,
+  top: int = TOP,
+) -> dict[str, float]:
+  """The published measure in the mean over images.
+
+  Args:
+    grids: a batch and a key for each of its images -> region features
+      f[B, h, w, D] of the images and of their copies (see COPY).
+    batches: with `mask`, its real rows, and `index`, by which an image has the
+      same copy whatever the batch it is in.
+    key: of all copies.
+    stride: pixels between regions.
+    limit: stop after this many images; 0 takes all.
+    top: how many matches of an image count.
+
+  Returns:
+    As `flip_score`, and `images`, how many there were.
+
+  Raises:
+    UserError: there are no images.
+  """
+  keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
+  found = []
+  for batch in batches:
+    first, second = jax.device_get(grids(batch, keys(key, batch['index'])))
+    for row in np.flatnonzero(np.asarray(batch['mask'])):
+      found.append(flip_score(first[row], second[row], stride, top))
+    if limit and len(found) >= limit:
+      found = found[:limit]
+      break
+  if not found:
+    raise UserError('there are no images to find matches in')
+  means = {k: float(np.mean([x[k] for x in found])) for k in found[0]}
+  return {**means, 'images': len(found)}
 
 
 def correspondences_png(

@@ -126,6 +126,39 @@ def views_png(
   figure.savefig(path)
 
 
+def columns_png(
+  path: str,
+  titles: Sequence[str],
+  images: np.ndarray,
+  mean: Sequence[float],
+  std: Sequence[float],
+) -> None:
+  """Draws a table of images, one row each.
+
+  Args:
+    path: of the picture.
+    titles: of the columns.
+    images: normalised f32[B, columns, h, w, C].
+    mean: per channel, of pixels in 0..1.
+    std: per channel.
+  """
+  from matplotlib.figure import Figure
+
+  rows = pixels(images, mean, std)
+  side, gap, head = max(96, images.shape[2]), 8, 28
+  width = gap + len(titles) * (side + gap)
+  height = head + len(rows) * (side + gap)
+  figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+  for column, title in enumerate(titles):
+    x = gap + column * (side + gap)
+    y = 1 - head / 2 / height
+    figure.text(x / width, y, title, va='center', fontsize=9, color=INK)
+    for row, image in enumerate(rows[:, column]):
+      y = 1 - (head + row * (side + gap) + side) / height
+      draw(figure.add_axes((x / width, y, side / width, side / height)), image)
+  figure.savefig(path)
+
+
 def draw(ax, image: np.ndarray) -> None:
   """Shows f32[h, w, 1 or 3] in 0..1 on matplotlib axes, pixels as squares."""
   gray = image.shape[-1] == 1
@@ -140,14 +173,14 @@ def draw(ax, image: np.ndarray) -> None:
 
 
 def curves_png(
-  path: str, lines: Sequence[Mapping], prototypes: int = 0
+  path: str, lines: Sequence[Mapping], chance: float | None = None
 ) -> None:
   """Draws the metrics of a run over its steps, one small panel each.
 
   Args:
     path: of the picture.
     lines: of metrics.jsonl; panels where nothing changes are left out.
-    prototypes: K, to mark the loss of chance, ln K; 0 leaves it out.
+    chance: the loss of a network that knows nothing, to be marked.
   """
   from matplotlib import ticker
   from matplotlib.figure import Figure
@@ -177,8 +210,8 @@ def curves_png(
         _, values = _series(lines, baseline)
         if len(values):
           _rule(ax, values[0], text)
-    if prototypes and 'train/loss' in names:
-      _rule(ax, np.log(prototypes), 'chance')
+    if chance is not None and 'train/loss' in names:
+      _rule(ax, chance, 'chance')
     ax.set_title(title, fontsize=9, loc='left', color=INK)
     if axis == 'zero':
       ax.set_ylim(bottom=0)

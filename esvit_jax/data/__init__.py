@@ -14,6 +14,7 @@ from typing import Any
 from esvit_jax.data import embedded, folder, tfds
 from esvit_jax.data.pipeline import Feed, Pipeline, epoch
 from esvit_jax.data.source import Source
+from esvit_jax.data.subset import few_labels, hold_out, labels, subset
 from esvit_jax.errors import UserError
 
 # Each builder takes (place, split, data_dir, canvas, channels), where `place`
@@ -33,8 +34,12 @@ __all__ = [
   'Pipeline',
   'Source',
   'epoch',
+  'few_labels',
+  'hold_out',
+  'labels',
+  'open_pair',
   'open_source',
-  'open_test',
+  'subset',
 ]
 
 
@@ -71,22 +76,28 @@ def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
   )
 
 
-def open_test(config: Mapping[str, Any], train: Source) -> Source | None:
-  """Opens the split to judge on, on the canvas of the training images.
+def open_pair(config: Mapping[str, Any]) -> tuple[Source, Source | None]:
+  """Opens the images to train on, and those to judge on, on one canvas.
 
   Args:
-    config: as for `open_source`, with `test_split`: a name, '' for none, or
-      'auto' for the first of TEST_SPLITS that is there.
-    train: the training images.
+    config: as for `open_source`, with `test_split`: a name, '' for none,
+      'held_out' for a tenth of the training images, or 'auto' for the first
+      of TEST_SPLITS that is there.
+
+  Raises:
+    UserError: as `open_source`, or too few images to hold some out.
   """
+  train = open_source(config)
+  split = config['test_split']
+  if split == 'held_out':
+    return hold_out(train)
   config = {**config, 'canvas': train.canvas}
-  if config['test_split'] != 'auto':
-    split = config['test_split']
-    return open_source(config, split) if split else None
+  if split != 'auto':
+    return train, open_source(config, split) if split else None
   for split in TEST_SPLITS:
     with contextlib.suppress(UserError):
-      return open_source(config, split)
-  return None
+      return train, open_source(config, split)
+  return train, None
 
 
 def _canvas(value: Any) -> tuple[int, int] | None:

@@ -8,18 +8,31 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from esvit_jax.evals import knn, linear
-from esvit_jax.evals.features import center_view, extract, raw_pixels
+from esvit_jax.evals import knn, linear, probe
+from esvit_jax.evals.features import (
+  batches,
+  center_view,
+  extract,
+  raw_pixels,
+)
 
 EVALS = {
   'knn': knn.figures,
   'linear': linear.figures,
+  'probe': probe.figures,
 }
 
 # Features by name, f32[N, D], and labels i32[N].
 Extracted = tuple[Mapping[str, np.ndarray], np.ndarray]
 
-__all__ = ['EVALS', 'center_view', 'extract', 'judge', 'raw_pixels']
+__all__ = [
+  'EVALS',
+  'batches',
+  'center_view',
+  'extract',
+  'judge',
+  'raw_pixels',
+]
 
 
 def judge(

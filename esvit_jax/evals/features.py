@@ -1,10 +1,13 @@
 """Features of a set of images, as evaluators take them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+
+from esvit_jax import data, sharding
 
 # Published: the shorter side becomes 256, the central 224 are kept.
 MARGIN = 256 / 224
@@ -55,6 +58,42 @@ def raw_pixels(
   return view.reshape(len(view), -1)
 
 
+def batches(
+  source: data.Source,
+  mesh: jax.sharding.Mesh,
+  batch_size: int,
+  workers: int = 8,
+  max_corrupt: float = 0.01,
+  corrupt_log: str | None = None,
+) -> Iterator[dict]:
+  """Each image of a source once, as global batches on a mesh.
+
+  Args:
+    source: the images.
+    mesh: batches are split over it.
+    batch_size: images, rounded up to a multiple of the devices.
+    workers, max_corrupt, corrupt_log: as `data.epoch`.
+  """
+  feed = data.epoch(
+    source,
+    batch_size + -batch_size % mesh.size,
+    jax.process_index(),
+    jax.process_count(),
+    workers,
+    max_corrupt,
+    corrupt_log,
+  )
+  with feed:
+    for local in feed:
+      batch = sharding.global_batch(mesh, local)
+      if jax.process_count() > 1:
+        for name in ('mask', 'label'):
+          batch[name] = multihost_utils.process_allgather(
+            local[name], tiled=True
+          )
+      yield batch
+
+
 def _center(image, hw, shorter: int, size: int) -> jax.Array:
   """u8[H, W, C] -> whole grey levels f32[size, size, C]."""
   H, W, _ = image.shape
@@ -102,19 +141,21 @@ def extract(
   """Features of all images under several networks, in one reading.
 
   Args:
-    feature_fns: name -> (batch -> [B, D]), jitted, with its preprocessing.
+    feature_fns: name -> (batch -> [B, D] or a tree of such), jitted, with its
+      preprocessing.
     batches: batches with a `mask` of their real rows.
     limit: stop after this many images; 0 takes all.
 
   Returns:
-    name -> f32[N, D], and labels i32[N].
+    name -> f32[N, D] (or a tree of such), and labels i32[N].
   """
   features = {name: [] for name in feature_fns}
   labels, count = [], 0
 
   def fetch(outputs, mask):
     for name, x in outputs.items():
-      features[name].append(np.asarray(x, np.float32)[mask])
+      rows = jax.tree.map(lambda a: np.asarray(a, np.float32)[mask], x)
+      features[name].append(rows)
 
   in_flight = None
   for batch in batches:
@@ -133,6 +174,9 @@ def extract(
   fetch(*in_flight)
   stop = limit or None
   return (
-    {name: np.concatenate(x)[:stop] for name, x in features.items()},
+    {
+      name: jax.tree.map(lambda *a: np.concatenate(a)[:stop], *x)
+      for name, x in features.items()
+    },
     np.concatenate(labels)[:stop],
   )

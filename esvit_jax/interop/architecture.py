@@ -20,7 +20,7 @@ FAMILIES = {
   ),
   'vit': ('blocks.0.attn.qkv.weight', 'patch_embed.proj.weight'),
   'cvt': ('stage0.1.layers.0.0.fn.qkv.dw.weight', 'stage0.0.proj.weight'),
-  'vil': ('layer1.1.attn.query.weight', 'layer1.0.proj.weight'),
+  'vil': ('layer1.0.norm_embed.weight', 'layer1.0.proj.weight'),
   'resnet': ('layer1.0.conv1.weight', 'conv1.weight'),
 }
 HEAD_FIELDS = ('out_dim', 'hidden', 'bottleneck', 'layers', 'use_bn')
@@ -48,8 +48,14 @@ def infer(backbone: Mapping[str, np.ndarray], fields: Mapping) -> dict:
   try:
     if name == 'swin':
       return _swin(backbone, fields)
+    if name == 'vil':
+      return _vil(backbone, fields)
     if name == 'vit':
       return _vit(backbone, fields)
+    if name == 'cvt':
+      return _cvt(backbone, fields)
+    if name == 'resnet':
+      return _resnet(backbone, fields)
   except UserError:
     raise
   except KeyError as e:
@@ -184,6 +190,41 @@ def _swin(state: Mapping, fields: Mapping) -> dict:
   return _named('swin', found)
 
 
+def _vil(state: Mapping, fields: Mapping) -> dict:
+  keys = ('dims', 'depths', 'heads', 'sparse', 'global_tokens', 'patches')
+  found = {k: [] for k in keys}
+  windows, sizes, scale, stage = set(), {}, 1, 1
+  while f'layer{stage}.0.proj.weight' in state:
+    layer = f'layer{stage}'
+    dim, _, patch, _ = state[f'{layer}.0.proj.weight'].shape
+    rows, heads = state[
+      f'{layer}.1.attn.local_relative_position_bias_table'
+    ].shape
+    sparse = f'{layer}.1.attn.query.weight' in state
+    tokens = state.get(f'{layer}.0.cls_token', np.zeros((1, 0, dim))).shape[1]
+    depth = 0
+    while f'{layer}.{2 * depth + 1}.norm.weight' in state:
+      depth += 1
+    for k, v in zip(keys, (dim, depth, heads, sparse, tokens, patch)):
+      found[k].append(v)
+    scale *= patch
+    side = round(rows**0.5) + 1
+    if sparse:
+      windows.add(side // 4)
+    else:
+      sizes[scale] = side // 2
+    stage += 1
+  if len(windows) > 1:
+    raise UserError(f'its stages have chunks of {sorted(windows)} tokens')
+  found = {k: tuple(v) for k, v in found.items()}
+  if windows:
+    found['window'] = windows.pop()
+  if sizes:
+    # The least size that gives these maps, if there are others.
+    found['image_size'] = max(s * side for s, side in sizes.items())
+  return _named('vil', {**found, **fields})
+
+
 def _vit(state: Mapping, fields: Mapping) -> dict:
   _, tokens, dim = state['pos_embed'].shape
   patch = state['patch_embed.proj.weight'].shape[2]
@@ -204,9 +245,41 @@ def _vit(state: Mapping, fields: Mapping) -> dict:
   return config
 
 
-def _count(state: Mapping, layer: str) -> int:
+def _cvt(state: Mapping, fields: Mapping) -> dict:
+  dims, depths = [], []
+  while f'stage{len(dims)}.0.proj.weight' in state:
+    stage = f'stage{len(dims)}'
+    dims.append(state[f'{stage}.0.proj.weight'].shape[0])
+    depths.append(_count(state, f'{stage}.1.layers', '0.norm.weight'))
+  config = _named(
+    'cvt', {'dims': tuple(dims), 'depths': tuple(depths), **fields}
+  )
+  if config['name'] == 'cvt' and 'heads' not in config:
+    raise UserError(
+      f'a CvT of {depths} blocks of {dims} channels: its shapes do not say how '
+      'many heads it has; add --model.heads=, such as '
+      f'--model.heads={",".join("1" * len(dims))}'
+    )
+  return config
+
+
+def _resnet(state: Mapping, fields: Mapping) -> dict:
+  if 'layer1.0.conv3.weight' not in state:
+    raise UserError(
+      'a ResNet of blocks of two convolutions, such as ResNet-18: only those '
+      'of bottlenecks, such as resnet50, are known'
+    )
+  depths = []
+  while f'layer{len(depths) + 1}.0.conv1.weight' in state:
+    layer = f'layer{len(depths) + 1}'
+    depths.append(_count(state, layer, 'conv1.weight'))
+  width = state['conv1.weight'].shape[0]
+  return _named('resnet', {'depths': tuple(depths), 'width': width, **fields})
+
+
+def _count(state: Mapping, layer: str, key: str = 'norm1.weight') -> int:
   count = 0
-  while f'{layer}.{count}.norm1.weight' in state:
+  while f'{layer}.{count}.{key}' in state:
     count += 1
   return count
 

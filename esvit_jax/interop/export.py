@@ -24,13 +24,13 @@ from esvit_jax.state import TrainState
 from esvit_jax.workdir import write_json
 
 
-def load(path: str, which: str = 'teacher'):
+def load(path: str, which: str = 'auto'):
   """A trained backbone, ready for features.
 
   Args:
     path: a run directory, a converted one, a safetensors file or a published
       checkpoint (.pth).
-    which: 'teacher' or 'student'.
+    which: 'teacher', 'student', or 'auto' for the one to hand on.
 
   Returns:
     (apply, params): apply(params, images) -> Features of images f32[N, H, W,
@@ -39,9 +39,7 @@ def load(path: str, which: str = 'teacher'):
   Raises:
     UserError: there is none, or it is of no architecture known.
   """
-  if which not in weights_lib.WHO:
-    raise UserError(f"which='{which}': use 'teacher' or 'student'")
-  weights = weights_lib.load(os.fspath(path), which)
+  weights, which = weights_lib.pick(os.fspath(path), which)
   params = weights_lib.part_variables(weights, which)
   return weights_lib.forward(weights.backbone), jax.tree.map(
     jnp.asarray, params

@@ -32,11 +32,13 @@ class Weights(NamedTuple):
     networks: 'student', 'teacher' or both -> {'params': {'backbone', 'head',
       'head_dense'}, 'batch_stats': likewise}.
     centres: 'center' and 'center_grid' f[K], where known.
+    best: which network is meant where none is named.
   """
 
   about: dict
   networks: dict[str, dict]
   centres: Arrays
+  best: str = 'teacher'
 
   @property
   def backbone(self) -> nn.Module:
@@ -62,6 +64,22 @@ def load(path: str, which: str = 'both') -> Weights:
   return from_file(published.read(path), which)
 
 
+def pick(path: str, which: str = 'auto') -> tuple[Weights, str]:
+  """The weights at a path, and which of its networks is meant.
+
+  Args:
+    path: as for `load`.
+    which: 'student', 'teacher', or 'auto' for the one to hand on.
+
+  Raises:
+    UserError: as `load`.
+  """
+  if which not in ('auto', *WHO):
+    raise UserError(f"which is '{which}': use auto, {', '.join(WHO)}")
+  weights = load(path, 'both' if which == 'auto' else which)
+  return weights, weights.best if which == 'auto' else which
+
+
 def from_run(path: str, which: str = 'both') -> Weights:
   """The newest weights of a run directory, or of a converted one.
 
@@ -81,19 +99,26 @@ def from_run(path: str, which: str = 'both') -> Weights:
     ) from None
   parts = restore_parts(path, ('params', 'teacher', 'extra'))
   trees = {'student': parts['params'], 'teacher': parts['teacher']}
+  # A teacher may be none, or another network that only distils.
+  trees = {k: v for k, v in trees.items() if v and 'backbone' in v}
+  # MoCo-v3 hands on its base encoder.
+  prefer = 'student' if config.get('method') == 'moco' else 'teacher'
+  best = prefer if prefer in trees else next(iter(trees))
+  if which not in ('both', *trees):
+    raise UserError(f'{path} has no {which}, only a {best}')
   networks = {
     who: {'params': trees[who], 'batch_stats': parts['extra'].get(who) or {}}
-    for who in (WHO if which == 'both' else (which,))
+    for who in (trees if which == 'both' else (which,))
   }
   centres = {k: v for k, v in parts['extra'].items() if k.startswith('center')}
   about = {
     'model': architecture.resolved(model, models.build(model)),
     'channels': channels,
   }
-  if 'head' in trees['teacher']:
+  if 'last_layer' in trees[best].get('head', {}):
     head = {'layers': 3, 'use_bn': False, **head}
     about['head'] = {k: head[k] for k in architecture.HEAD_FIELDS}
-  return Weights(about, networks, centres)
+  return Weights(about, networks, centres, best)
 
 
 def from_file(
@@ -178,7 +203,7 @@ def part_variables(weights: Weights, who: str, part: str = 'backbone') -> dict:
   return variables | ({'batch_stats': stats} if stats else {})
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def forward(backbone):
   """(variables, images f32[N, H, W, C]) -> Features of N images, jitted."""
 

@@ -77,13 +77,14 @@ class Network(nn.Module):
     )
 
 
-def build(config, horizon: Horizon, shards: int = 1) -> Method:
+def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
   """EsViT as a Method.
 
   Args:
     config: sections data, views, model, head, loss and ema (configs/common).
     horizon: length of the run.
     shards: number of devices the batch is split over.
+    _: what other methods need.
 
   Raises:
     UserError: the teacher's two views are missing, or settings are wrong.
@@ -132,6 +133,8 @@ def build(config, horizon: Horizon, shards: int = 1) -> Method:
 
   def targets(state, views, key):
     stats, groups = state.extra['teacher'], (views['globals'],)
+    # Teacher and student draw apart where training is random.
+    key = jax.random.fold_in(key, 1)
     t, stats = _apply(teacher, state.teacher, stats, groups, key)
     return jax.lax.stop_gradient(t), stats
 
@@ -172,7 +175,15 @@ def build(config, horizon: Horizon, shards: int = 1) -> Method:
     'student': student_stage,
     'loss': loss_stage,
   }
-  return Method(init, make_views, loss, features, momentum, stages)
+  return Method(
+    init,
+    make_views,
+    loss,
+    features,
+    momentum,
+    stages,
+    chance=math.log(config.head.out_dim),
+  )
 
 
 def objective(s: Outputs, t: Outputs, extra, temp, config, shards=1):
@@ -325,7 +336,7 @@ def _apply(network, params, stats, groups, key) -> tuple[Outputs, Any]:
     variables,
     groups,
     train=True,
-    rngs={'drop_path': key},
+    rngs={'drop_path': key, 'neighbour': jax.random.fold_in(key, 2)},
     mutable=['batch_stats'],
   )
   return out, changed.get('batch_stats', stats)

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from esvit_jax.errors import UserError
+from esvit_jax.models.cvt import CvT
+from esvit_jax.models.resnet import ResNet
 from esvit_jax.models.swin import Swin
+from esvit_jax.models.vil import ViL
 from esvit_jax.models.vit import ViT
 
 # name -> (module, fields); every field can be overridden in the config
@@ -51,11 +54,46 @@ BACKBONES = {
       'drop_path': 0.2,
     },
   ),
+  'cvt': (CvT, {}),
+  'cvt_tiny': (
+    CvT,
+    {
+      'dims': (64, 192, 384, 768),
+      'depths': (2, 2, 6, 2),
+      'heads': (1, 3, 6, 12),
+      'drop_path': 0.1,
+    },
+  ),
+  'resnet': (ResNet, {}),
+  'resnet50': (ResNet, {'depths': (3, 4, 6, 3)}),
+  'vil': (ViL, {}),
+  'vil_2262': (
+    ViL,
+    {
+      'dims': (96, 192, 384, 768),
+      'depths': (2, 2, 6, 2),
+      'heads': (3, 6, 12, 24),
+      'sparse': (True, True, False, False),
+      'global_tokens': (1, 1, 1, 0),
+      'patches': (4, 2, 2, 2),
+      'drop_path': 0.1,
+    },
+  ),
   'vit': (ViT, {}),
   'vit_tiny': (ViT, {'dim': 192, 'depth': 12, 'heads': 3, 'drop_path': 0.1}),
   'vit_small': (ViT, {'dim': 384, 'depth': 12, 'heads': 6, 'drop_path': 0.1}),
   'vit_base': (ViT, {'dim': 768, 'depth': 12, 'heads': 12, 'drop_path': 0.1}),
 }
+# As MAE has them: more heads, fixed positions, features that are means.
+_MAE = {'positions': 'mae', 'init_scale': 'mae', 'pool': 'mean'}
+_SIZES = {
+  'tiny': {'dim': 192, 'depth': 12, 'heads': 12},
+  'small': {'dim': 384, 'depth': 12, 'heads': 12},
+  'base': {'dim': 768, 'depth': 12, 'heads': 12},
+  'large': {'dim': 1024, 'depth': 24, 'heads': 16},
+  'huge': {'dim': 1280, 'depth': 32, 'heads': 16, 'patch': 14},
+}
+BACKBONES |= {f'mae_{k}': (ViT, {**v, **_MAE}) for k, v in _SIZES.items()}
 BACKBONES['deit_tiny'] = BACKBONES['vit_tiny']
 BACKBONES['deit_small'] = BACKBONES['vit_small']
 

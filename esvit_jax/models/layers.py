@@ -61,26 +61,57 @@ def layer_norm(name: str, dtype=jnp.float32) -> nn.LayerNorm:
   return nn.LayerNorm(1e-6, dtype=dtype, use_fast_variance=False, name=name)
 
 
-def linear_init(scale: str) -> nn.initializers.Initializer:
+def linear_init(
+  scale: str, parts: int = 1, depth: int = 0
+) -> nn.initializers.Initializer:
   """Weights of linear layers.
 
   Args:
     scale: 'published' (std 0.02; the cut at +-2 of the published code is a
-      hundred deviations away) or 'fan_in' (std 1/sqrt(fan in), for networks
-      so narrow that 0.02 lets no signal through).
+      hundred deviations away); 'fan_in' (std 1/sqrt(fan in), for networks so
+      narrow that 0.02 lets no signal through); 'mae' (Xavier uniform); 'moco'
+      (likewise, each part of a layer for itself); 'rpe' (0.02, and less in
+      what deep blocks add to their input).
+    parts: matrices side by side in this one, 3 of queries, keys and values.
+    depth: number of the block, from 1, whose output this makes; 0 otherwise.
   """
   if scale == 'published':
     return nn.initializers.normal(0.02)
   if scale == 'fan_in':
     return nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
+  if scale == 'mae':
+    return nn.initializers.xavier_uniform()
+  if scale == 'moco':
+    return lambda key, shape, dtype=jnp.float32: uniform_init(
+      math.sqrt(6 / (shape[0] + shape[1] / parts))
+    )(key, shape, dtype)
+  if scale == 'rpe':
+    return nn.initializers.normal(0.02 / math.sqrt(max(2 * depth, 1)))
   raise UserError(
-    f"init_scale is '{scale}': use 'published' or 'fan_in' in the model config"
+    f"init_scale is '{scale}': use 'published' or 'fan_in' in the model "
+    "config, or 'mae', 'moco' or 'rpe' for ViTs"
   )
+
+
+def patch_inits(scale: str, fan_in: int, dim: int) -> tuple:
+  """Initialisers of a patch embedding's kernel and bias; see `linear_init`."""
+  kernel = bias = torch_default_init(fan_in)
+  if scale in ('mae', 'moco'):
+    kernel = uniform_init(math.sqrt(6 / (fan_in + dim)))
+  if scale == 'moco':
+    bias = nn.initializers.zeros
+  if scale == 'rpe':
+    kernel = nn.initializers.normal(0.02)
+  return kernel, bias
 
 
 def torch_default_init(fan_in: int) -> nn.initializers.Initializer:
   """U(-a, a) with a = 1/sqrt(fan in): PyTorch's default, weight and bias."""
-  bound = 1 / math.sqrt(fan_in)
+  return uniform_init(1 / math.sqrt(fan_in))
+
+
+def uniform_init(bound: float) -> nn.initializers.Initializer:
+  """U(-bound, bound)."""
 
   def init(key, shape, dtype=jnp.float32):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -118,16 +149,19 @@ class Mlp(nn.Module):
   hidden: int
   init_scale: str = 'published'
   dtype: jnp.dtype = jnp.float32
+  depth: int = 0  # see `linear_init`
 
   @nn.compact
   def __call__(self, x):
-    linear = {
-      'kernel_init': linear_init(self.init_scale),
-      'dtype': self.dtype,
-    }
-    y = nn.Dense(self.hidden, name='fc1', **linear)(x)
+    first = linear_init(self.init_scale)
+    last = linear_init(self.init_scale, depth=self.depth)
+    y = nn.Dense(self.hidden, kernel_init=first, dtype=self.dtype, name='fc1')(
+      x
+    )
     y = nn.gelu(y, approximate=False)
-    return nn.Dense(x.shape[-1], name='fc2', **linear)(y)
+    return nn.Dense(
+      x.shape[-1], kernel_init=last, dtype=self.dtype, name='fc2'
+    )(y)
 
 
 class PatchEmbed(nn.Module):
@@ -136,6 +170,7 @@ class PatchEmbed(nn.Module):
   dim: int
   patch: int
   dtype: jnp.dtype = jnp.float32
+  init_scale: str = 'published'
 
   @nn.compact
   def __call__(self, groups) -> tuple[jax.Array, tuple[Shape, ...]]:
@@ -147,9 +182,9 @@ class PatchEmbed(nn.Module):
     self._check(groups)
     p, channels = self.patch, groups[0].shape[-1]
     fan_in = p * p * channels
-    init = torch_default_init(fan_in)
-    kernel = self.param('kernel', init, (p, p, channels, self.dim))
-    bias = self.param('bias', init, (self.dim,))
+    kernel_init, bias_init = patch_inits(self.init_scale, fan_in, self.dim)
+    kernel = self.param('kernel', kernel_init, (p, p, channels, self.dim))
+    bias = self.param('bias', bias_init, (self.dim,))
     patches, shapes = [], []
     for x in groups:
       B, V, H, W, _ = x.shape

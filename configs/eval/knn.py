@@ -1,0 +1,10 @@
+"""Weighted k-nearest neighbours on pooled features, as DINO and EsViT judge.
+
+python -m main --config=configs/eval/knn.py --config.checkpoint=runs/quickstart
+"""
+
+from configs import common
+
+
+def get_config():
+  return common.evaluation('knn')

@@ -1,0 +1,12 @@
+"""Ridge regression on pooled features: a linear figure in seconds.
+
+python -m main --config=configs/eval/linear.py --config.checkpoint=runs/quickstart
+
+The published protocol is configs/eval/probe.py.
+"""
+
+from configs import common
+
+
+def get_config():
+  return common.evaluation('linear')

@@ -1,0 +1,34 @@
+"""Linear probe of a frozen network.
+
+  python -m main --config=configs/eval/probe.py --config.checkpoint=RUN
+
+Variants: sweep (many learning rates, blocks and normalisations at once, the
+best chosen on a tenth of train), published (EsViT's: SGD on the last four
+blocks, random crops), mae (LARS and batch norm on the pooled feature). With
+few labels: --config.data.few=1% or, of each class, --config.data.few=10.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+VARIANTS = {
+  'sweep': ((1, 4), False),
+  'published': ((4,), True),
+  'mae': ((), True),
+}
+
+
+def get_config(arg: str | None = None):
+  (blocks, augment), _ = common.variant(arg, VARIANTS, 'sweep')
+  c = common.evaluation('probe')
+  c.probe = ConfigDict()
+  c.probe.recipe = arg or 'sweep'
+  c.probe.blocks = blocks  # the last n side by side; () is the pooled feature
+  c.probe.augment = augment  # random crops instead of the middle
+  c.probe.flip = True  # of the crops
+  c.probe.metric = 'top1'  # by which to choose; of evals.scores.METRICS
+  c.probe.lrs = ()  # per 256 images; () and 0 are the recipe's
+  c.probe.epochs = 0
+  c.probe.batch = 0
+  return c

@@ -1,0 +1,320 @@
+"""What a run directory holds, read without the code that ran it."""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from esvit_jax import health
+from esvit_jax.errors import UserError
+
+WHO = {
+  'teacher': 'teacher',
+  'student': 'student',
+  'random_init': 'untrained network',
+  'raw_pixels': 'raw pixels',
+}
+KINDS = {'knn': 'k-NN', 'linear': 'linear', 'probe': 'probe'}
+
+
+class Figure(NamedTuple):
+  """One number of the headline, None where it is not known."""
+
+  label: str
+  value: float | None
+  unit: str = ''  # '%', 's' or none
+  note: str = ''
+
+  @property
+  def text(self) -> str:
+    """The number, without its sign."""
+    if self.unit == 's':
+      return duration(self.value)
+    if self.unit == '%':
+      return f'{self.value:.1f}'
+    return f'{self.value:,.0f}' if self.value >= 100 else f'{self.value:.3g}'
+
+  @property
+  def sign(self) -> str:
+    return '%' if self.unit == '%' else ''
+
+
+class Record(NamedTuple):
+  """A run directory.
+
+  Attributes:
+    directory: as it was given.
+    name: to call it by.
+    config: flat, 'model.name' -> value; empty where there is none.
+    lines: of metrics.jsonl.
+    origin: of run.json: command, git, versions, devices and so on.
+    evaluations: contents of eval/*.json.
+    pictures: their paths, in order of name.
+    corrupt: lines of corrupt.txt.
+    running: whether it still trains.
+  """
+
+  directory: str
+  name: str
+  config: dict
+  lines: list[dict]
+  origin: dict
+  evaluations: list[dict]
+  pictures: list[str]
+  corrupt: list[str]
+  running: bool
+
+  @property
+  def step(self) -> int:
+    return int(self.lines[-1]['step']) if self.lines else 0
+
+  @property
+  def steps(self) -> int | None:
+    """Of the whole run, as far as it can be told."""
+    if steps := self._number('steps'):
+      return int(steps)
+    epochs = self._number('epochs')
+    at = next((x for x in self.lines[::-1] if x.get('train/epoch')), None)
+    if not epochs or not at:
+      return None
+    return round(epochs * at['step'] / at['train/epoch'])
+
+  @property
+  def status(self) -> tuple[str, str]:
+    """One word for its colour, and the status in words."""
+    step, steps = self.step, self.steps
+    if not self.lines:
+      return ('running', 'begun') if self.running else ('idle', 'not trained')
+    of = f'step {step:,}' + (f' of {steps:,}' if steps else '')
+    if steps and step >= steps:
+      return 'finished', f'finished, {steps:,} steps'
+    if self.running:
+      return 'running', f'running, {of}'
+    return 'stopped', f'stopped at {of}'
+
+  @property
+  def network(self) -> str:
+    """Which of the two is judged and handed on."""
+    judged = {who for _, who in self.scores()}
+    alone = 'student' in judged and 'teacher' not in judged
+    return 'student' if alone else 'teacher'
+
+  @property
+  def chance(self) -> float | None:
+    """The loss of a network that knows nothing, where there is one."""
+    if 'chance' in self.origin:
+      chance = self.origin['chance']
+      return chance if isinstance(chance, float) else None
+    prototypes = self._number('head.out_dim')
+    if self.config.get('method') == 'esvit' and prototypes:
+      return math.log(prototypes)
+    return None
+
+  def verdict(self) -> list[str]:
+    """As health.verdict says it; empty where nothing was reported."""
+    return health.verdict(self.lines, self.chance)
+
+  def last(self, name: str) -> float | None:
+    """The newest value of a metric."""
+    for line in reversed(self.lines):
+      if line.get(name) is not None:
+        return line[name]
+    return None
+
+  def scores(self) -> dict[tuple[str, str], float]:
+    """(kind, who) -> the newest score, such as ('knn', 'teacher'): 74.0."""
+    found = {}
+    for line in self.lines:
+      for name, score in line.items():
+        kind, _, who = name.partition('/')
+        if who in WHO and score is not None:
+          found[kind, who] = score
+    return found
+
+  def speed(self) -> float | None:
+    """Images per second: the median report."""
+    speeds = [x.get('train/images_per_s') for x in self.lines]
+    speeds = sorted(x for x in speeds if x)
+    return speeds[len(speeds) // 2] if speeds else None
+
+  def headline(self) -> list[Figure]:
+    """The figures by which a run is judged."""
+    scores = self.scores()
+    figures = []
+    for kind in sorted({k for k, _ in scores}, key=order):
+      others = [
+        f'{WHO[who]} {scores[kind, who]:.1f}'
+        for who in ('random_init', 'raw_pixels')
+        if (kind, who) in scores
+      ]
+      score = scores.get((kind, self.network))
+      note = '; '.join(filter(None, (self.network, ', '.join(others))))
+      figures.append(Figure(KINDS.get(kind, kind), score, '%', note))
+    chance = '' if self.chance is None else f'chance {self.chance:.3g}'
+    waiting = self.last('train/data_wait')
+    waiting = '' if waiting is None else f'{100 * waiting:.0f} % data wait'
+    return [
+      *figures,
+      Figure('effective rank', self.last('train/feature_rank')),
+      Figure('loss', self.last('train/loss'), '', chance),
+      Figure('images per second', self.speed(), '', waiting),
+      Figure('training time', self.seconds(), 's', 'without evaluations'),
+    ]
+
+  def seconds(self) -> float | None:
+    """Spent in training steps, over all sittings."""
+    spent, before = 0.0, 0
+    for line in self.lines:
+      if speed := line.get('train/images_per_s'):
+        images = (line['step'] - before) * (self._number('batch_size') or 0)
+        spent, before = spent + images / speed, line['step']
+    return spent or None
+
+  def _number(self, field: str) -> float | None:
+    """A field of the config, if it is a positive number."""
+    x = self.config.get(field)
+    return x if isinstance(x, (int, float)) and x > 0 else None
+
+
+def read(directory: str, running: bool | None = None) -> Record:
+  """Reads a run directory.
+
+  Args:
+    directory: of the run.
+    running: whether it still trains; None sees if a process holds it.
+
+  Raises:
+    UserError: there is none, or a file of it is broken.
+  """
+  if not os.path.isdir(directory):
+    raise UserError(
+      f'no run directory {directory}: give the --workdir of a run'
+    )
+  config = _json(os.path.join(directory, 'config.json'))
+  lines = _lines(os.path.join(directory, 'metrics.jsonl'))
+  evaluations = []
+  for file in _files(os.path.join(directory, 'eval'), '.json'):
+    stem = os.path.splitext(os.path.basename(file))[0]
+    evaluations.append({'name': stem, **_json(file)})
+  if not (config or lines or evaluations):
+    raise UserError(
+      f'{directory} is no run directory: it has neither config.json nor '
+      'metrics.jsonl nor eval/*.json; give the --workdir of a run'
+    )
+  return Record(
+    directory,
+    os.path.basename(os.path.abspath(directory)),
+    flat(config),
+    lines,
+    _json(os.path.join(directory, 'run.json')),
+    evaluations,
+    _files(os.path.join(directory, 'pictures'), '.png'),
+    _text(os.path.join(directory, 'corrupt.txt')).splitlines(),
+    _in_use(directory) if running is None else running,
+  )
+
+
+def flat(tree: Mapping, prefix: str = '') -> dict:
+  """{'a': {'b': 1}} -> {'a.b': 1}."""
+  out = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      out |= flat(value, f'{prefix}{key}.')
+    else:
+      out[f'{prefix}{key}'] = value
+  return out
+
+
+def order(kind: str) -> tuple:
+  """Kinds of scores in the order of KINDS, then by name."""
+  return [*KINDS, kind].index(kind), kind
+
+
+def series(lines: Sequence[Mapping], name: str) -> list[tuple]:
+  """(step, value) where a metric was reported; None for not-a-number."""
+  return [(x['step'], x[name]) for x in lines if name in x]
+
+
+def duration(seconds: float) -> str:
+  """75 -> '1 min 15 s', 4000 -> '1 h 6 min'."""
+  seconds = round(seconds)
+  if seconds < 60:
+    return f'{seconds} s'
+  if seconds < 3600:
+    return f'{seconds // 60} min {seconds % 60} s'
+  return f'{seconds // 3600} h {seconds // 60 % 60} min'
+
+
+def _text(path: str) -> str:
+  """Empty where there is no such file."""
+  try:
+    with open(path, encoding='utf-8', errors='replace') as f:
+      return f.read()
+  except FileNotFoundError:
+    return ''
+  except OSError as e:
+    raise UserError(f'cannot read {path}: {e.strerror}') from e
+
+
+def _json(path: str) -> dict:
+  """An object; empty where there is no such file."""
+  text = _text(path)
+  if not text and not os.path.exists(path):
+    return {}
+  try:
+    found = json.loads(text)
+  except ValueError as e:
+    raise UserError(f'{path} is not JSON ({e}); mend or remove it') from e
+  if not isinstance(found, dict):
+    raise UserError(f'{path} is not a JSON object; mend or remove it')
+  return found
+
+
+def _lines(path: str) -> list[dict]:
+  """Of metrics.jsonl; one that is still being written is left out."""
+  lines = []
+  texts = _text(path).split('\n')
+  for number, text in enumerate(texts, 1):
+    if not text.strip():
+      continue
+    try:
+      line = json.loads(text)
+      step = int(line['step'])
+      lines.append({**_numbers(line), 'step': step})
+    except (ArithmeticError, LookupError, TypeError, ValueError) as e:
+      if number == len(texts):
+        break
+      raise UserError(
+        f'line {number} of {path} is no JSON object with a step; remove it'
+      ) from e
+  return lines
+
+
+def _numbers(line: dict) -> dict:
+  """What can be drawn, without infinities."""
+  return {
+    name: x if x is None or math.isfinite(x) else None
+    for name, x in line.items()
+    if x is None or isinstance(x, (int, float))
+  }
+
+
+def _files(folder: str, ending: str) -> list[str]:
+  if not os.path.isdir(folder):
+    return []
+  names = sorted(x for x in os.listdir(folder) if x.endswith(ending))
+  return [os.path.join(folder, name) for name in names]
+
+
+def _in_use(directory: str) -> bool:
+  """Whether a process holds it, by the lock of esvit_jax.workdir."""
+  try:
+    with open(os.path.join(directory, '.lock'), 'rb') as f:
+      fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return True
+  except OSError:
+    return False
+  return False

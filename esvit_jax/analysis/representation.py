@@ -1,0 +1,245 @@
+"""Which layers hold the same: centred kernel alignment (CKA).
+
+arXiv 2010.15327, from batches: the unbiased HSIC of each batch is averaged, so
+the result does not depend on the batch size (spec of MAE-Lite 6).
+
+Axes: B images, n of them that are real, L layers.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from esvit_jax.analysis import plots
+from esvit_jax.analysis.attention import short_names
+from esvit_jax.errors import UserError
+
+FEWEST = 4  # images of a batch that the unbiased estimate needs
+OUTPUT = 'output'
+
+
+class Similarity(NamedTuple):
+  """How alike two networks' layers are, or those of one.
+
+  Attributes:
+    rows, columns: names of the layers of the first and the second network.
+    cka: f64[L, L']; NaN where a layer is the same for all images.
+    hsic: means of HSIC(K, K), HSIC(K, L) and HSIC(L, L), f64[L, L', 3].
+  """
+
+  rows: tuple[str, ...]
+  columns: tuple[str, ...]
+  cka: np.ndarray
+  hsic: np.ndarray
+
+
+def layers(features, intermediates: Mapping) -> dict[str, jax.Array]:
+  """The layers that are compared, all regions of an image side by side.
+
+  Of a ViT these are the inputs of its blocks after their first norm, without
+  class tokens, then the output after the final norm; of other backbones the
+  maps after each stage, then the output. A classifier with a norm of its own
+  gives its backbone's grid through that norm, as published.
+
+  Args:
+    features: of B images.
+    intermediates: of the same images, one view each.
+
+  Returns:
+    name -> f[B, D]
+  """
+  grid = features.grid
+  count = grid.shape[-3] * grid.shape[-2]
+  names = [x for x in intermediates if 'normed' in intermediates[x]]
+  if names:
+    names.sort(key=lambda x: int(x.removeprefix('block')))
+    found = {x: intermediates[x]['normed'][0] for x in names}
+    found = {x: y[:, 0, y.shape[2] - count :] for x, y in found.items()}
+  else:
+    found = {f'stage{i}': x for i, x in enumerate(features.stages)}
+  found[OUTPUT] = grid
+  return {name: x.reshape(len(x), -1) for name, x in found.items()}
+
+
+def grams(layers: Mapping[str, jax.Array]) -> jax.Array:
+  """Inner products of all images, layer by layer: f32[L, B, B].
+
+  To be jitted together with the forward pass. The mean image is taken off,
+  which the estimate does not see but float32 does.
+  """
+
+  def gram(x):
+    x = x.astype(jnp.float32)
+    x -= x.mean(0, keepdims=True)
+    return jnp.einsum('id,jd->ij', x, x, precision='highest')
+
+  return jnp.stack([gram(x) for x in layers.values()])
+
+
+def hsic(K: np.ndarray, L: np.ndarray) -> np.ndarray:
+  """Unbiased HSIC_1 of all pairs of Gram matrices; diagonals do not count.
+
+    (tr(K L) + 1'K1 1'L1 / ((n-1)(n-2)) - 2 / (n-2) 1'K L1) / (n (n-3))
+
+  Args:
+    K: f[L, n, n], symmetric.
+    L: f[L', n, n].
+
+  Returns:
+    f64[L, L']
+  """
+  K, L = _hollow(K), _hollow(L)
+  n = K.shape[-1]
+  k, l = K.sum(-1), L.sum(-1)  # L n
+  trace = np.einsum('aij,bij->ab', K, L, optimize=True)
+  sums = np.outer(k.sum(-1), l.sum(-1)) / ((n - 1) * (n - 2))
+  return (trace + sums - 2 / (n - 2) * (k @ l.T)) / (n * (n - 3))
+
+
+def compare(
+  stream: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+  rows: Sequence[str],
+  columns: Sequence[str],
+) -> Similarity:
+  """CKA of all pairs of layers, from batches of images.
+
+  A last batch of fewer than 4 images is left out.
+
+  Args:
+    stream: of each batch, Gram matrices under the first network f[L, B, B],
+      under the second (or the first again) f[L', B, B], and bool[B], its real
+      rows.
+    rows: names of the layers of the first.
+    columns: of the second.
+
+  Raises:
+    UserError: no batch has 4 images.
+  """
+  total, count = 0.0, 0
+  for first, second, mask in stream:
+    real = np.flatnonzero(np.asarray(mask))
+    if len(real) < FEWEST:
+      continue
+    K, L = (np.asarray(x)[:, real][:, :, real] for x in (first, second))
+    own = [np.array([hsic(x[None], x[None])[0, 0] for x in y]) for y in (K, L)]
+    both = hsic(K, L)
+    total = total + np.stack(
+      [
+        np.broadcast_to(own[0][:, None], both.shape),
+        both,
+        np.broadcast_to(own[1][None], both.shape),
+      ],
+      -1,
+    )
+    count += 1
+  if not count:
+    raise UserError(
+      f'CKA needs batches of at least {FEWEST} images: raise '
+      '--config.batch_size, or take a larger set'
+    )
+  mean = total / count
+  return Similarity(tuple(rows), tuple(columns), cka(mean), mean)
+
+
+def cka(hsic: np.ndarray) -> np.ndarray:
+  """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)): f64[..., 3] -> f64[...]."""
+  scale = np.sqrt(np.maximum(hsic[..., 0], 0) * np.maximum(hsic[..., 2], 0))
+  return np.where(
+    scale > 0, hsic[..., 1] / np.where(scale > 0, scale, 1), np.nan
+  )
+
+
+def figures(similarity: Similarity) -> dict[str, float | None]:
+  """What a heat map says in a few numbers.
+
+  Within a network: how much each layer changes. Between two of one depth:
+  how alike their layers of one number are.
+  """
+  x = similarity.cka
+  found = {'first_to_last': x[0, -1], 'least': _least(x)}
+  if x.shape[0] == x.shape[1]:
+    found['same_layer'] = np.diag(x).mean()
+    if len(x) > 1:
+      found['next_layer'] = np.diag(x, 1).mean()
+  return {name: _number(value) for name, value in found.items()}
+
+
+def table(similarity: Similarity) -> list[dict[str, str | float | None]]:
+  """The whole heat map, a row for each layer of the first network."""
+  return [
+    {'layer': name, **{c: _number(x) for c, x in zip(similarity.columns, row)}}
+    for name, row in zip(similarity.rows, similarity.cka)
+  ]
+
+
+def heat_map_png(
+  path: str,
+  similarity: Similarity,
+  first: str = '',
+  second: str = '',
+) -> None:
+  """Draws CKA of all pairs of layers, shallow ones at the bottom left.
+
+  Args:
+    path: of the picture.
+    similarity: what to draw.
+    first: name of the network along the vertical axis.
+    second: along the horizontal one; the same if not given.
+  """
+  from matplotlib.figure import Figure
+
+  x = similarity.cka
+  rows, columns = x.shape
+  cell = 0.36
+  figure = Figure(
+    figsize=(max(3.6, cell * columns + 1.6), max(3.2, cell * rows + 1.1)),
+    dpi=120,
+    layout='constrained',
+  )
+  ax = figure.subplots()
+  ax.set_facecolor('#DDDDDD')  # undefined
+  image = ax.imshow(x, 'magma', vmin=0, vmax=1, origin='lower')
+  if rows * columns <= 400:
+    for (i, j), value in np.ndenumerate(x):
+      if np.isfinite(value):
+        ink = 'black' if value > 0.6 else 'white'
+        text = f'{value:.2f}'.removeprefix('0') if value < 0.995 else '1'
+        ax.text(j, i, text, ha='center', va='center', fontsize=6, color=ink)
+  ax.set_xticks(range(columns), _ticks(similarity.columns), rotation=90)
+  ax.set_yticks(range(rows), _ticks(similarity.rows))
+  ax.tick_params(labelsize=7, color=plots.FAINT, labelcolor=plots.INK)
+  style = {'fontsize': 8, 'color': plots.INK}
+  ax.set_xlabel(f'layer of {second or first}'.removesuffix(' of '), **style)
+  ax.set_ylabel(f'layer of {first}'.removesuffix(' of '), **style)
+  ax.set_title('CKA of layers', fontsize=9, loc='left', color=plots.INK)
+  bar = figure.colorbar(image, ax=ax, shrink=0.8, pad=0.02)
+  bar.outline.set_visible(False)
+  bar.ax.tick_params(labelsize=7, color=plots.FAINT, labelcolor=plots.INK)
+  ax.spines[:].set_visible(False)
+  figure.savefig(path)
+
+
+def _ticks(names: Sequence[str]) -> Sequence[str]:
+  return [
+    name if name == OUTPUT else short
+    for name, short in zip(names, short_names(names))
+  ]
+
+
+def _hollow(x: np.ndarray) -> np.ndarray:
+  x = np.array(x, np.float64)
+  i = np.arange(x.shape[-1])
+  x[..., i, i] = 0
+  return x
+
+
+def _least(x: np.ndarray) -> float:
+  x = x[np.isfinite(x)]
+  return x.min() if len(x) else np.nan
+
+
+def _number(x: float) -> float | None:
+  return float(x) if np.isfinite(x) else None

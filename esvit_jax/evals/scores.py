@@ -1,0 +1,150 @@
+"""What a classifier's scores are worth, in percent."""
+
+import numpy as np
+
+from esvit_jax.errors import UserError
+
+RECALLS = np.linspace(0, 1, 11)
+
+
+def top1(scores: np.ndarray, labels: np.ndarray) -> float:
+  """Share of images whose own class scores best."""
+  return top_k(scores, labels, 1)
+
+
+def top5(scores: np.ndarray, labels: np.ndarray) -> float:
+  """Share of images whose own class is among the best five."""
+  return top_k(scores, labels, 5)
+
+
+def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
+  """Share of images whose own class is among the best k.
+
+  Of equal scores the smaller class wins.
+
+  Args:
+    scores: f32[N, C].
+    labels: classes below C, i[N].
+    k: at least 1.
+
+  Raises:
+    UserError: an image has no label, or one that no score stands for.
+  """
+  return 100 * float((_rank(scores, labels) < k).mean())
+
+
+def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
+  """`top1` of each class, averaged over the classes that occur in `labels`.
+
+  Raises:
+    UserError: as `top_k`.
+  """
+  right = _rank(scores, labels) == 0
+  counts = np.bincount(labels)
+  hits = np.bincount(labels, right)
+  return 100 * float((hits[counts > 0] / counts[counts > 0]).mean())
+
+
+def map_11(
+  scores: np.ndarray, labels: np.ndarray, origin: bool = False
+) -> float:
+  """Mean average precision at 11 points, as VOC 2007 defines it.
+
+    AP = 1/11 sum over r in 0, 0.1 .. 1 of  max precision where recall >= r
+
+  Images of equal score come in together. Classes without a positive are left
+  out of the mean.
+
+  Args:
+    scores: f32[N, C].
+    labels: 1 (there), 0 (not there) or -1 (not counted for this class, as VOC
+      treats objects marked `difficult`), i[N, C].
+    origin: count the point of recall 0 and precision 1 as well. ELEVATER's
+      figures do, and are up to a point in eleven higher for it.
+
+  Raises:
+    UserError: shapes differ, or no class has a positive.
+  """
+  scores, labels = np.asarray(scores), np.asarray(labels)
+  if labels.shape != scores.shape:
+    raise UserError(
+      f'11-point precision needs labels for each class, {scores.shape}, and '
+      f'these are {labels.shape}: score single labels by top1'
+    )
+  precisions = []
+  for score, label in zip(scores.T, labels.T):
+    if (label == 1).any():
+      counted = label >= 0
+      precisions.append(
+        _average_precision(score[counted], label[counted], origin)
+      )
+  if not precisions:
+    raise UserError('11-point precision needs a positive, and no class has one')
+  return 100 * float(np.mean(precisions))
+
+
+def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
+  """Area under the ROC curve of class 1.
+
+  That is how often an image of class 1 scores above one of class 0, a tie
+  counting half.
+
+  Args:
+    scores: f32[N, 2], of which the difference counts (it orders images as the
+      probability does), or of class 1 alone f32[N].
+    labels: 0 or 1, i[N].
+
+  Raises:
+    UserError: there are not two classes, or one of them has no image.
+  """
+  scores, labels = np.asarray(scores), np.asarray(labels)
+  if scores.ndim == 2 and scores.shape[1] == 2:
+    scores = scores[:, 1] - scores[:, 0]
+  if scores.ndim != 1 or set(np.unique(labels)) != {0, 1}:
+    raise UserError(
+      'ROC AUC needs images of two classes, 0 and 1, and labels here are '
+      f'{np.unique(labels)[:5].tolist()}: score more classes by top1'
+    )
+  _, place, ties = np.unique(scores, return_inverse=True, return_counts=True)
+  # Of equal scores each has the mean of their ranks, from 1.
+  rank = (np.cumsum(ties) - (ties - 1) / 2)[place]
+  ones = labels == 1
+  n1, n0 = ones.sum(), (~ones).sum()
+  return 100 * float((rank[ones].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
+
+
+METRICS = {
+  'top1': top1,
+  'top5': top5,
+  'mean_per_class': mean_per_class,
+  'map_11': map_11,
+  'roc_auc': roc_auc,
+}
+
+
+def _rank(scores, labels) -> np.ndarray:
+  """How many classes come before an image's own, i[N]."""
+  scores, labels = np.asarray(scores), np.asarray(labels)
+  classes = scores.shape[1]
+  if labels.ndim != 1 or labels.min() < 0 or labels.max() >= classes:
+    raise UserError(
+      f'scores of {classes} classes need one label of 0..{classes - 1} for '
+      'each image: images without a label cannot be scored'
+    )
+  own = np.take_along_axis(scores, labels[:, None], 1)
+  earlier = np.arange(classes)[None] < labels[:, None]
+  return ((scores > own) | ((scores == own) & earlier)).sum(1)
+
+
+def _average_precision(score, label, origin: bool) -> float:
+  order = np.argsort(-score, kind='stable')
+  score, hits = score[order], np.cumsum(label[order])
+  # A threshold lies below the last of equal scores.
+  last = np.append(score[1:] != score[:-1], True)
+  recall = hits[last] / hits[-1]
+  precision = hits[last] / (np.flatnonzero(last) + 1)
+  if origin:
+    recall, precision = np.append(0, recall), np.append(1, precision)
+  # Recall rises: the best precision from here on, then where r is reached.
+  best = np.maximum.accumulate(precision[::-1])[::-1]
+  return float(best[np.searchsorted(recall, RECALLS - 1e-9)].mean())

@@ -1,0 +1,78 @@
+"""One evaluation of a finished network, alone.
+
+  python -m main --config=configs/eval/knn.py --config.checkpoint=runs/a
+
+The network may come from a run directory, a safetensors file or a published
+checkpoint. Figures go to eval/NAME.json of the run, or of --workdir.
+"""
+
+import os
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from esvit_jax import protocols, provenance, workdir
+from esvit_jax.analysis import report
+from esvit_jax.errors import UserError
+
+
+def run(config, directory: str = '', out=sys.stdout) -> dict:
+  """Evaluates a network, writes and prints the figures.
+
+  Args:
+    config: as in configs/eval/.
+    directory: for eval/NAME.json and pictures; '' takes the checkpoint's
+      own, if it is a run directory.
+    out: where to print.
+
+  Returns:
+    The figures.
+
+  Raises:
+    UserError: the network, the images or the config cannot be used.
+  """
+  if config.task not in protocols.PROTOCOLS:
+    raise UserError(
+      f"no evaluation '{config.task}': choose from {', '.join(protocols.PROTOCOLS)}"
+    )
+  result = protocols.PROTOCOLS[config.task](config, directory, out)
+  write(result)
+  _print(result, out)
+  if os.path.exists(os.path.join(result.directory, 'metrics.jsonl')):
+    print(f'report   {report.build([result.directory])}', file=out)
+  return result.figures
+
+
+def path(result: protocols.Result) -> str:
+  """Where the figures of an evaluation are written."""
+  return os.path.join(result.directory, 'eval', f'{result.config.task}.json')
+
+
+def write(result: protocols.Result) -> None:
+  """Writes the figures, and all that is needed to get them again."""
+  os.makedirs(os.path.dirname(path(result)), exist_ok=True)
+  workdir.write_json(
+    path(result),
+    {
+      'name': result.config.task,
+      'figures': result.figures,
+      'network': result.network,
+      'config': result.config.to_dict(),
+      'run': provenance.record(),
+    },
+  )
+
+
+def _print(result: protocols.Result, out) -> None:
+  table = Table(box=box.SIMPLE_HEAD, title=result.config.task)
+  table.add_column('figure')
+  table.add_column('value', justify='right')
+  for name, value in result.figures.items():
+    if isinstance(value, float):
+      table.add_row(name, f'{value:.4g}')
+    elif isinstance(value, (int, str)):
+      table.add_row(name, str(value))
+  Console(file=out, width=80).print(table)
+  print(f'figures  {path(result)}', file=out)

@@ -1,0 +1,191 @@
+"""Fine-tuning: a pre-trained backbone and a head learn labels.
+
+  views of an image -> RandAugment -> erasing -> mixing with the batch turned
+  round -> cross-entropy with soft targets
+
+The recipes of MAE-Lite, DeiT and of transfer to small sets differ in numbers
+only (configs/eval/finetune.py). Layer-wise decay is the optimiser's.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from esvit_jax import augment, erasing, mixing, models
+from esvit_jax import state as state_lib
+from esvit_jax.errors import UserError
+from esvit_jax.models.classifier import Classifier
+from esvit_jax.models.layers import Features
+from esvit_jax.state import Horizon, Loss, Method
+
+
+def build(
+  config, horizon: Horizon, shards: int = 1, classes: int = 0, **_
+) -> Method:
+  """Fine-tuning as a Method.
+
+  Several views of an image (`views.globals.count`) are DeiT's repeated
+  augmentation. With `ema.decay` an average of the weights is the teacher.
+
+  Args:
+    config: sections data, views, model, finetune and ema
+      (configs/eval/finetune.py).
+    horizon: of no effect here.
+    shards: of no effect here: every array is of the global batch.
+    classes: of the data.
+    _: what other methods need.
+
+  Raises:
+    UserError: no labels to learn, or settings are wrong.
+  """
+  del horizon, shards
+  c, decay = config.finetune, config.ema.decay
+  classes = _classes(c.classes, classes)
+  group = _only_globals(augment.view_groups(config.views))
+  _check(c, decay)
+  model = dict(config.model)
+  if 'drop_path' in model:
+    model['drop_path'] = c.drop_path
+  network = Classifier(models.build(model), classes, c.pool, c.head_std)
+
+  def init(key):
+    image = jnp.zeros((1, group.size, group.size, config.data.channels))
+    variables = network.init(key, image, train=False)
+    params, stats = variables['params'], variables.get('batch_stats', {})
+    if not decay:
+      return params, None, {'student': stats}
+    return params, params, {'student': stats, 'teacher': stats}
+
+  def views(batch, keys):
+    x = augment.multi_crop(
+      batch['image'],
+      batch['size'],
+      keys,
+      (group,),
+      config.data.mean,
+      config.data.std,
+    )['globals']  # B V s s C
+    # Numbers below the count belong to the views.
+    V = group.count
+    if c.erase:
+      erase_keys = jax.vmap(
+        lambda key: jax.random.split(jax.random.fold_in(key, V), V)
+      )(keys)
+      erase = jax.vmap(jax.vmap(erasing.erase, (0, 0, None)), (0, 0, None))
+      x = erase(x, erase_keys, c.erase)
+    mix = mixing.draw(
+      jax.random.fold_in(keys[0], V + 1),
+      group.size,
+      c.mixup,
+      c.cutmix,
+      c.mix_switch,
+    )
+    if c.mixup or c.cutmix:
+      x = mixing.mix_views(x, mix)
+    targets = mixing.targets(batch['label'], classes, c.smoothing, mix)
+    return {'globals': x, 'targets': targets}
+
+  def variables(params, stats):
+    return {'params': params, **({'batch_stats': stats} if stats else {})}
+
+  def answers(params, stats, x, key):
+    logits, changed = network.apply(
+      variables(params, stats),
+      x.reshape(-1, *x.shape[2:]),  # B*V s s C
+      train=True,
+      rngs={'drop_path': key},
+      mutable=['batch_stats'],
+    )
+    logits = logits.reshape(*x.shape[:2], classes)  # B V classes
+    return logits, changed.get('batch_stats', stats)
+
+  def loss(params, state, views, key) -> Loss:
+    stats = state.extra['student']
+    logits, stats = answers(params, stats, views['globals'], key)
+    value, metrics = cross_entropy(logits, views['targets'])
+    extra = {'student': stats}
+    if decay:
+      extra['teacher'] = state_lib.ema(state.extra['teacher'], stats, decay)
+    return Loss(value, extra, metrics)
+
+  def features(params, stats, images) -> Features:
+    (out,) = network.backbone.apply(
+      variables(params['backbone'], stats.get('backbone')),
+      (images[:, None],),
+      train=False,
+    )
+    return jax.tree.map(lambda x: x[:, 0], out)
+
+  def predict(params, stats, images):
+    return network.apply(variables(params, stats), images, train=False)
+
+  def student_stage(state, views, key, done):
+    return jax.value_and_grad(
+      lambda params: loss(params, state, views, key).value
+    )(state.params)
+
+  return Method(
+    init,
+    views,
+    loss,
+    features,
+    momentum=(lambda step: jnp.float32(decay)) if decay else None,
+    stages={'student': student_stage},
+    network='teacher' if decay else 'student',
+    chance=math.log(classes),
+    predict=predict,
+  )
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array):
+  """loss = -mean over images, views of sum_k targets_k log softmax(logits)_k
+
+  Args:
+    logits: f32[B, V, classes].
+    targets: probabilities f32[B, classes], the same for all views.
+
+  Returns:
+    (f32[], {'accuracy': share of views whose likeliest class is the target's})
+  """
+  log_p = jax.nn.log_softmax(logits)
+  value = -jnp.einsum('bvk,bk->bv', log_p, targets).mean()
+  right = logits.argmax(-1) == targets.argmax(-1)[:, None]
+  return value, {'accuracy': right.mean(dtype=jnp.float32)}
+
+
+def _classes(wanted: int, found: int) -> int:
+  """The number of classes: the config's, or that of the data."""
+  if not (wanted or found):
+    raise UserError(
+      'fine-tuning needs labels and this data has none: use sub-folders for '
+      'classes, another data.source, or set finetune.classes'
+    )
+  if wanted and wanted < found:
+    raise UserError(
+      f'finetune.classes is {wanted} but the data has {found} classes: set '
+      'it to 0 to take those of the data'
+    )
+  return wanted or found
+
+
+def _only_globals(groups) -> augment.Group:
+  names = [group.name for group in groups]
+  if names != ['globals']:
+    raise UserError(
+      f'views has the groups {", ".join(names)}: fine-tuning sees `globals` '
+      'only; set the count of the others to 0'
+    )
+  return groups[0]
+
+
+def _check(c, decay: float) -> None:
+  """Raises UserError for numbers out of range."""
+  for name in ('smoothing', 'erase', 'mix_switch'):
+    if not 0 <= c[name] <= 1:
+      raise UserError(f'finetune.{name} is {c[name]}: use 0 to 1')
+  for name in ('mixup', 'cutmix'):
+    if not c[name] >= 0:
+      raise UserError(f'finetune.{name} is {c[name]}: use 0 (none) or more')
+  if not 0 <= decay < 1:
+    raise UserError(f'ema.decay is {decay}: use 0 (none) to below 1')

@@ -1,0 +1,281 @@
+"""MAE and MAE-Lite: paint what was masked, and think as a teacher does.
+
+A random quarter of the patches goes through the encoder; a small decoder
+predicts the pixels of the others (2111.06377). With a frozen teacher, which
+sees the same patches, attention logits are matched too: D-MAE (2205.14443),
+and with a tail and an early decoder D2-MAE (2404.12210).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from esvit_jax import augment, models
+from esvit_jax.errors import UserError
+from esvit_jax.models import mae
+from esvit_jax.models.layers import Features
+from esvit_jax.state import Horizon, Loss, Method
+
+
+def build(
+  config, horizon: Horizon, shards: int = 1, teacher=None, **_
+) -> Method:
+  """MAE as a Method; with a teacher, D-MAE or D2-MAE.
+
+  Args:
+    config: sections data, views, model, mae and distill.
+    horizon, shards: nothing here depends on them.
+    teacher: (a ViT, its variables), frozen; None for MAE.
+    _: what other methods need.
+
+  Raises:
+    UserError: settings that do not fit each other, or the teacher.
+  """
+  groups = augment.view_groups(config.views)
+  if [(g.name, g.count) for g in groups] != [('globals', 1)]:
+    raise UserError(
+      'views: a masked auto-encoder looks at one view: set '
+      'views.globals.count=1 and no other group'
+    )
+  c, side = config.mae, groups[0].size
+  network = _network(config, teacher)
+  backbone = network.backbone
+  if side % backbone.patch:
+    raise UserError(
+      f'views.globals.size {side} is no multiple of the patch {backbone.patch}'
+    )
+  L = (side // backbone.patch) ** 2
+  k = visible(L, c.mask_ratio)
+
+  def init(key):
+    images = jnp.zeros((1, side, side, config.data.channels))
+    order = jnp.arange(L)[None]
+    params = network.init(key, images, order, k)['params']
+    frozen = None if teacher is None else {'encoder': teacher[1]['params']}
+    return params, frozen, {'student': {}}
+
+  def make_views(batch, keys):
+    return augment.multi_crop(
+      batch['image'],
+      batch['size'],
+      keys,
+      groups,
+      config.data.mean,
+      config.data.std,
+    )
+
+  def forward(params, images, order, key):
+    return network.apply(
+      {'params': _fixed_tables(params)},
+      images,
+      order,
+      k,
+      train=True,
+      rngs={'drop_path': key},
+    )
+
+  def loss(params, state, views, key) -> Loss:
+    images = views['globals'][:, 0]  # B H W channels
+    order_key, drop_key = jax.random.split(key)
+    order = patch_order(order_key, len(images), L)
+    out = forward(params, images, order, drop_key)
+    targets = None
+    if teacher is not None:
+      targets = teacher[0].apply(
+        {'params': jax.lax.stop_gradient(state.teacher['encoder'])},
+        images,
+        order[:, :k],
+        method='encode_visible',
+      )
+    patches = mae.patchify(images, backbone.patch)
+    value, metrics = objective(out, patches, order, k, targets, config)
+    return Loss(value, state.extra, metrics)
+
+  def features(params, stats, images) -> Features:
+    (out,) = backbone.apply(
+      {'params': params['backbone']}, (images[:, None],), train=False
+    )
+    return jax.tree.map(lambda x: x[:, 0], out)
+
+  @jax.jit
+  def paint(params, images, key):
+    order = patch_order(key, len(images), L)
+    out = network.apply({'params': params}, images, order, k)
+    mask = removed(order, k)
+    return pictures(images, out.pred, mask, backbone.patch, c.norm_pix)
+
+  def show(state, views, key):
+    columns = paint(state.params, views['globals'][:, 0], key)
+    titles = ('image', 'masked', 'reconstruction')
+    return {'reconstruction': (titles, columns)}
+
+  def loss_stage(state, views, key, done):
+    return loss(state.params, state, views, key).value
+
+  def gradient_stage(state, views, key, done):
+    return jax.grad(lambda p: loss(p, state, views, key).value)(state.params)
+
+  P = backbone.patch**2 * config.data.channels
+  return Method(
+    init,
+    make_views,
+    loss,
+    features,
+    momentum=None,
+    stages={'loss': loss_stage, 'loss_and_gradient': gradient_stage},
+    network='student',
+    # Normed patches have a variance of (P - 1)/P, as their own has P - 1.
+    chance=(P - 1) / P if c.norm_pix and teacher is None else None,
+    show=show,
+  )
+
+
+def objective(out: mae.Outputs, patches, order, k: int, targets, config):
+  """The losses of one batch.
+
+    mae       = mean over removed patches |pred - patch|^2 / P
+    attention = mean |adapter(student's logits) - teacher's logits|^2
+    hidden    = mean over matched states of mean |adapter(s) - t|^2
+    loss      = mae + weight attention + hidden_weight hidden
+
+  Published and kept: what is matched are logits before the softmax, of one
+  block only, although the paper speaks of attention maps.
+
+  Args:
+    out: of the student.
+    patches: of the images, see `mae.patchify`, f32[B, L, P].
+    order: i32[B, L].
+    k: patches seen.
+    targets: traces of the teacher's blocks, or None.
+    config: sections mae and, with a teacher, distill.
+
+  Returns:
+    (loss, metrics)
+  """
+  if config.mae.norm_pix:
+    mean, deviation = mae.patch_moments(patches)
+    patches = (patches - mean) / deviation
+  painted = mae.reconstruction_loss(out.pred, patches, removed(order, k))
+  if targets is None:
+    return painted, {'mae_loss': painted}
+  d = config.distill
+  attention = jnp.square(out.logits - targets[d.layer - 1].logits).mean()
+  value = painted + d.weight * attention
+  metrics = {'mae_loss': painted, 'attention_loss': attention}
+  if d.hidden:
+    hidden = sum(
+      jnp.square(s - mae.hidden_state(targets, i)).mean()
+      for s, i in zip(out.hidden, d.hidden)
+    )
+    value += d.hidden_weight * hidden
+    metrics['hidden_loss'] = hidden
+  return value, metrics
+
+
+def visible(patches: int, mask_ratio: float) -> int:
+  """How many of an image's patches are seen.
+
+  Raises:
+    UserError: none, or all.
+  """
+  k = int(patches * (1 - mask_ratio))
+  if not 0 < k < patches:
+    raise UserError(
+      f'mae.mask_ratio {mask_ratio} leaves {k} of {patches} patches: some must '
+      'be seen and some masked'
+    )
+  return k
+
+
+def patch_order(key, images: int, patches: int) -> jax.Array:
+  """A random order of the patches of each image, i32[B, L].
+
+  Drawn for the batch as a whole, so that devices do not matter.
+  """
+  return jnp.argsort(jax.random.uniform(key, (images, patches)), 1)
+
+
+def removed(order, k: int) -> jax.Array:
+  """1 where a patch is not among the first k of its order, f32[B, L]."""
+  return (jnp.argsort(order, 1) >= k).astype(jnp.float32)
+
+
+def pictures(images, pred, mask, patch: int, norm_pix: bool) -> jax.Array:
+  """Images, what was seen of them, and that with the rest painted in.
+
+  Args:
+    images: normalised f32[B, H, W, channels].
+    pred: f32[B, L, P].
+    mask: 1 where a patch was removed, f32[B, L].
+    patch: pixels.
+    norm_pix: whether predictions are of normed patches. They then lack mean
+      and deviation, which are taken from the patches themselves: the network
+      is judged on its drawing, not on these.
+
+  Returns:
+    f32[B, 3, H, W, channels]; masked patches are 0, the mean colour.
+  """
+  patches = mae.patchify(images, patch)
+  if norm_pix:
+    mean, deviation = mae.patch_moments(patches)
+    pred = pred * deviation + mean
+  mask = mask[:, :, None]
+  size = (images.shape[1] // patch, images.shape[2] // patch)
+  seen = patches * (1 - mask)
+  columns = (patches, seen, seen + pred * mask)
+  return jnp.stack([mae.unpatchify(x, size, patch) for x in columns], 1)
+
+
+def _network(config, teacher) -> mae.MAE:
+  """The student."""
+  c = config.mae
+  backbone = models.build(config.model)
+  if not isinstance(backbone, models.ViT):
+    raise UserError(
+      f"model.name is '{config.model.name}': a masked auto-encoder needs a "
+      "ViT, such as 'mae_tiny'"
+    )
+  fields = {
+    'decoder_dim': c.decoder_dim,
+    'decoder_depth': c.decoder_depth,
+    'decoder_heads': c.decoder_heads,
+    'decode_at': c.decode_at,
+  }
+  if teacher is not None:
+    fields |= _matching(config.distill, backbone, teacher[0])
+  return mae.MAE(backbone, **fields)
+
+
+def _matching(d, student, teacher) -> dict:
+  """Fields of `mae.MAE` that are about the teacher."""
+  if student.side != teacher.side:
+    raise UserError(
+      f'the student cuts images into {student.side}x{student.side} patches, '
+      f'the teacher of distill.checkpoint into {teacher.side}x{teacher.side}: '
+      'set model.image_size or model.patch'
+    )
+  hidden = tuple(d.hidden)
+  # The tail stands in for the student's own block.
+  depths = (teacher.depth, *([] if d.decoupled else [student.depth]))
+  if not 0 <= d.layer <= min(depths):
+    raise UserError(
+      f'distill.layer is {d.layer}: the networks have {min(depths)} blocks; 0 '
+      'is the last of each'
+    )
+  deepest = min(teacher.depth, student.depth)
+  if any(not 0 <= i <= deepest for i in hidden):
+    raise UserError(f'distill.hidden is {hidden}: use 0 to {deepest}')
+  return {
+    'tail': d.decoupled,
+    'match': d.layer,
+    'teacher_heads': teacher.heads,
+    'teacher_dim': teacher.dim,
+    'hidden': hidden,
+  }
+
+
+def _fixed_tables(params):
+  """`params` with no gradient to the position tables."""
+  fixed = jax.lax.stop_gradient
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: fixed(x) if path[-1].key == 'pos_embed' else x, params
+  )

@@ -1,0 +1,82 @@
+"""Mixup (arXiv 1710.09412) and CutMix (1905.04899) of a batch with itself.
+
+As in timm's "batch" mode, one draw holds for the whole global batch, and image
+b is mixed with image B - 1 - b.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from esvit_jax import erasing
+
+
+class Mix(NamedTuple):
+  """What chance decided for a batch.
+
+  Attributes:
+    share: of the own label in the target, f32[].
+    cut: whether a box is exchanged instead of all pixels blended, bool[].
+    box: top, bottom, left, right, i32[4].
+  """
+
+  share: jax.Array
+  cut: jax.Array
+  box: jax.Array
+
+
+def draw(
+  key: jax.Array, side: int, mixup: float, cutmix: float, switch: float
+) -> Mix:
+  """Draws how to mix.
+
+  Args:
+    key: typed PRNG key, of the whole batch.
+    side: of the (square) views, pixels.
+    mixup: share ~ Beta(mixup, mixup); 0 for no mixup.
+    cutmix: likewise.
+    switch: probability of CutMix where both are given.
+  """
+  which, mixup_key, cutmix_key, place = jax.random.split(key, 4)
+  cut = jnp.full((), cutmix > 0)
+  if mixup and cutmix:
+    cut = jax.random.bernoulli(which, switch)
+  one = jnp.ones(())
+  blend = jax.random.beta(mixup_key, mixup, mixup) if mixup else one
+  kept = jax.random.beta(cutmix_key, cutmix, cutmix) if cutmix else one
+  length = jnp.floor(side * jnp.sqrt(1.0 - kept)).astype(jnp.int32)
+  y, x = jax.random.randint(place, (2,), 0, side)
+  half = length // 2
+  box = jnp.stack([y - half, y + half, x - half, x + half])
+  box = jnp.clip(box, 0, side)
+  area = (box[1] - box[0]) * (box[3] - box[2])
+  # The share is that of the box as it was clipped.
+  return Mix(jnp.where(cut, 1.0 - area / side**2, blend), cut, box)
+
+
+def mix_views(views: jax.Array, mix: Mix) -> jax.Array:
+  """Mixes views f32[B, V, s, s, C] with those of the batch turned round."""
+  other = views[::-1]
+  box = erasing.inside(mix.box, *views.shape[2:4])[None, None, :, :, None]
+  blend = mix.share * views + (1.0 - mix.share) * other
+  return jnp.where(mix.cut, jnp.where(box, other, views), blend)
+
+
+def targets(
+  labels: jax.Array, classes: int, smoothing: float, mix: Mix
+) -> jax.Array:
+  """What the classifier should say.
+
+  Args:
+    labels: i32[B].
+    classes: number of classes.
+    smoothing: share of a target that is spread over all classes.
+    mix: of the batch.
+
+  Returns:
+    Probabilities f32[B, classes].
+  """
+  own = jax.nn.one_hot(labels, classes)
+  own = (1.0 - smoothing) * own + smoothing / classes
+  return mix.share * own + (1.0 - mix.share) * own[::-1]

@@ -1,0 +1,96 @@
+"""Square chunks of maps and the nine around each: Vision Longformer's geometry.
+
+Axes: B images, V views, h w a map, r c its rows and columns of chunks,
+n = window^2 tokens of a chunk.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from esvit_jax.models.layers import Shape, unpack
+from esvit_jax.models.swin import padded
+
+# The 3x3 chunks around one, row by row, are numbered 0 to 8.
+ALL = np.arange(9)
+OWN = 4
+
+
+def to_chunks(maps: jax.Array, window: int) -> jax.Array:
+  """Maps [B, V, h, w, C] -> chunks [B, V, r, c, n, C].
+
+  Zero pads at the bottom and right.
+  """
+  B, V, h, w, C = maps.shape
+  H, W = padded(h, window), padded(w, window)
+  x = jnp.pad(maps, ((0, 0), (0, 0), (0, H - h), (0, W - w), (0, 0)))
+  x = x.reshape(B, V, H // window, window, W // window, window, C)
+  x = x.swapaxes(3, 4)  # B V r c window window C
+  return x.reshape(B, V, H // window, W // window, window**2, C)
+
+
+def from_chunks(chunks: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """Undoes `to_chunks` for maps of `shape` (h, w); drops the pads."""
+  B, V, r, c, n, C = chunks.shape
+  window = round(n**0.5)
+  x = chunks.reshape(B, V, r, c, window, window, C)
+  x = x.swapaxes(3, 4).reshape(B, V, r * window, c * window, C)
+  return x[:, :, : shape[0], : shape[1]]
+
+
+def split(
+  chunks: jax.Array, shapes: tuple[Shape, ...], window: int
+) -> list[jax.Array]:
+  """Chunks [B, W, n, C] of groups in a row -> maps of shapes (V, h, w)."""
+  B, _, n, C = chunks.shape
+  grids = [
+    (V, padded(h, window) // window, padded(w, window) // window)
+    for V, h, w in shapes
+  ]
+  parts = unpack(chunks.reshape(B, -1, n * C), grids)  # B V r c nC
+  return [
+    from_chunks(x.reshape(*x.shape[:-1], n, C), (h, w))
+    for x, (_, h, w) in zip(parts, shapes)
+  ]
+
+
+def around(chunks: jax.Array, which: jax.Array) -> jax.Array:
+  """The tokens of some of the nine chunks around each chunk.
+
+  Args:
+    chunks: [B, V, r, c, n, C]; beyond the border all is zero.
+    which: i32[k], of 0 to 8; may be known at run time only.
+
+  Returns:
+    [B, V, r, c, k n, C].
+  """
+  x = jnp.pad(chunks, [(0, 0)] * 2 + [(1, 1)] * 2 + [(0, 0)] * 2)
+  parts = [
+    jax.lax.dynamic_slice(x, (0, 0, i // 3, i % 3, 0, 0), chunks.shape)
+    for i in which
+  ]
+  return jnp.concatenate(parts, 4)
+
+
+def on_map(shape: tuple[int, int], window: int, which: jax.Array) -> jax.Array:
+  """Which tokens `around` gives lie on a map of `shape`: bool[r c, k n]."""
+  ones = to_chunks(jnp.ones((1, 1, *shape, 1)), window)
+  found = around(ones, which)
+  return found.reshape(-1, found.shape[4]) > 0
+
+
+def relative_position_index(window: int) -> np.ndarray:
+  """Row of the bias table for each query of a chunk and key of the nine.
+
+  The table has (4 window - 1)^2 rows, one for each offset.
+
+  Returns:
+    i64[n, 9 n].
+  """
+  y, x = np.divmod(np.arange(window**2), window)
+  row, column = np.divmod(ALL, 3)
+  keys_y = (window * (row[:, None] - 1) + y[None]).reshape(-1)  # 9 n
+  keys_x = (window * (column[:, None] - 1) + x[None]).reshape(-1)
+  dy = y[:, None] - keys_y[None] + 2 * window - 1
+  dx = x[:, None] - keys_x[None] + 2 * window - 1
+  return dy * (4 * window - 1) + dx

@@ -1,0 +1,224 @@
+"""CvT (arXiv 2103.15808) as EsViT trains it: windows, no positions.
+
+A depth-wise convolution before queries, keys and values tells where tokens
+are; its batch norm takes the whole batch. Each group of views is a forward of
+its own, as published: its statistics are its own, and running statistics move
+once for each group, in their order.
+
+Axes: B images, V views of a group, h w a map, W windows, n tokens of a window,
+a head, d = C / heads.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from esvit_jax.errors import UserError
+from esvit_jax.models.convolutions import (
+  Pointwise,
+  channels_of,
+  check_images,
+  drop_path,
+)
+from esvit_jax.models.layers import BatchNorm, Features, linear_init
+from esvit_jax.models.swin import from_windows, padded, to_windows
+
+# Kernel, stride and zeros around, in front of the first stage and of others.
+FIRST, LATER = (7, 4, 2), (3, 2, 1)
+
+
+class CvT(nn.Module):
+  """CvT with any depths and widths.
+
+  Attributes:
+    dims, depths, heads: of each stage.
+    window: largest window side in tokens; smaller maps are one window.
+    image_size: side in pixels of the images it is made for. Other sizes use
+      the same weights; nothing depends on it.
+    drop_path, init_scale, dtype, remat: as in `swin.Swin`.
+  """
+
+  dims: tuple[int, ...]
+  depths: tuple[int, ...]
+  heads: tuple[int, ...]
+  window: int = 7
+  image_size: int = 224
+  drop_path: float = 0.0
+  init_scale: str = 'published'
+  dtype: jnp.dtype = jnp.float32
+  remat: bool = False
+
+  def __post_init__(self):
+    if not len(self.dims) == len(self.depths) == len(self.heads) > 0:
+      raise UserError(
+        f'dims {self.dims}, depths {self.depths} and heads {self.heads} of the '
+        'model need one entry per stage each'
+      )
+    for dim, heads in zip(self.dims, self.heads):
+      if dim % heads:
+        raise UserError(
+          f'a stage of {dim} channels does not split into {heads} heads: '
+          'change dims or heads of the model'
+        )
+    super().__post_init__()
+
+  @property
+  def num_features(self) -> int:
+    return self.dims[-1]
+
+  @nn.compact
+  def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
+    """Returns Features for each group; see `swin.Swin`.
+
+    In train mode `batch_stats` has to be mutable.
+    """
+    kernel, _, pad = FIRST
+    channels = channels_of(self, 'patch_embed', 'conv')
+    check_images(groups, kernel - 2 * pad, channels)
+    block_type = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+    last = len(self.depths) - 1
+    rates = iter(np.linspace(0, self.drop_path, sum(self.depths)))
+    norm = layer_norm('norm')  # float32: regions are compared by cosine
+    blocks, stages = [], []
+
+    maps = groups
+    for i, depth in enumerate(self.depths):
+      embed = Embed(
+        self.dims[i],
+        *(LATER if i else FIRST),
+        self.init_scale,
+        self.dtype,
+        # Layer-wise rates go by names: these are Swin's.
+        name=f'merge{i - 1}' if i else 'patch_embed',
+      )
+      maps = [embed(x) for x in maps]
+      for j in range(depth):
+        block = block_type(
+          self.heads[i],
+          self.window,
+          float(next(rates)),
+          self.init_scale,
+          self.dtype,
+          name=f'stage{i}_block{j}',
+        )
+        maps = [block(x, train) for x in maps]
+        # Published: only features of the last stage go through the norm.
+        grids = [norm(x) for x in maps] if i == last else maps
+        blocks.append([x.mean((2, 3), jnp.float32) for x in grids])
+      stages.append(maps)
+    return tuple(
+      Features(views[-1], grid, of_stages, views)
+      for views, grid, of_stages in zip(zip(*blocks), grids, zip(*stages))
+    )
+
+
+class Embed(nn.Module):
+  """Overlapping patches -> tokens: a strided convolution, then a norm."""
+
+  dim: int
+  kernel: int
+  stride: int
+  pad: int
+  init_scale: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Conv(
+      self.dim,
+      (self.kernel, self.kernel),
+      self.stride,
+      self.pad,
+      kernel_init=linear_init(self.init_scale),
+      dtype=self.dtype,
+      name='conv',
+    )(x)
+    return layer_norm('norm', self.dtype)(x)
+
+
+class Block(nn.Module):
+  """x + attention(norm x), then x + mlp(norm x)."""
+
+  heads: int
+  window: int
+  drop_path: float
+  init_scale: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    y = layer_norm('norm1', self.dtype)(x)
+    y = WindowAttention(
+      self.heads, self.window, self.init_scale, self.dtype, name='attn'
+    )(y, train)
+    x += drop_path(self.drop_path, y, train)
+    y = layer_norm('norm2', self.dtype)(x)
+    y = Mlp(self.init_scale, self.dtype, name='mlp')(y)
+    return x + drop_path(self.drop_path, y, train)
+
+
+class WindowAttention(nn.Module):
+  """softmax(q k^T / sqrt(C)) v in windows; q, k, v see their neighbours.
+
+  Published, and kept: the scale is that of the whole width C, not of a head;
+  pads come before the projection, count in its batch statistics and are not
+  masked; the convolution crosses the borders of windows.
+  """
+
+  heads: int
+  window: int
+  init_scale: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    B, V, h, w, C = x.shape
+    a, d = self.heads, C // self.heads
+    window = min(self.window, h, w)
+    n = window**2
+    H, W = padded(h, window), padded(w, window)
+    init = linear_init(self.init_scale)
+
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, H - h), (0, W - w), (0, 0)))
+    x = nn.Conv(
+      C,
+      (3, 3),
+      feature_group_count=C,
+      use_bias=False,
+      kernel_init=init,
+      dtype=self.dtype,
+      name='depthwise',
+    )(x)
+    x = BatchNorm(dtype=self.dtype, name='bn')(x, train)
+    x = Pointwise(3 * C, init, dtype=self.dtype, name='qkv')(x)
+    x = to_windows([x], window, 0).reshape(B, -1, n, 3, a, d)
+    q, k, v = x[:, :, :, 0], x[:, :, :, 1], x[:, :, :, 2]  # B W n a d
+    logits = C**-0.5 * jnp.einsum(
+      'BWqad,BWkad->BWaqk', q, k, preferred_element_type=jnp.float32
+    )
+    probs = jax.nn.softmax(logits)  # B W a n n
+    self.sow('intermediates', 'attention', probs)
+    out = jnp.einsum('BWaqk,BWkad->BWqad', probs.astype(self.dtype), v)
+    out = out.reshape(B, -1, n, C)
+    (out,) = from_windows(out, ((V, h, w),), window, 0)
+    return Pointwise(C, init, dtype=self.dtype, name='proj')(out)
+
+
+class Mlp(nn.Module):
+  """Two linear layers with QuickGELU, x sigmoid(1.702 x), between them."""
+
+  init_scale: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    C, init = x.shape[-1], linear_init(self.init_scale)
+    y = Pointwise(4 * C, init, dtype=self.dtype, name='fc1')(x)
+    y *= jax.nn.sigmoid(1.702 * y)
+    return Pointwise(C, init, dtype=self.dtype, name='fc2')(y)
+
+
+def layer_norm(name: str, dtype=jnp.float32) -> nn.LayerNorm:
+  """LayerNorm with CvT's eps, ten times that of the other backbones."""
+  return nn.LayerNorm(1e-5, dtype=dtype, use_fast_variance=False, name=name)

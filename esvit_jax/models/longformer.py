@@ -1,0 +1,216 @@
+"""Attention of Vision Longformer: within 3x3 chunks, or to everything.
+
+Axes: B images, V views, h w a map, g global tokens of a view, which come
+before its map, T tokens of all groups, W chunks of all groups, n = window^2
+tokens of a chunk, m the chunks a chunk sees, a head, d = C / heads.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from esvit_jax.models import chunks
+from esvit_jax.models.layers import (
+  Shape,
+  linear_init,
+  pack,
+  resize_bicubic,
+  unpack,
+)
+from esvit_jax.models.swin import relative_position_index
+
+MASKED = np.finfo(np.float32).min  # -inf, yet with finite gradients
+
+
+class SparseAttention(nn.Module):
+  """Tokens see the chunks around theirs and global tokens, which see all.
+
+    map token:    softmax over [g global tokens | m n tokens of chunks]
+    global token: softmax over [g global tokens | h w tokens of the map]
+
+  Both have the same projections. Pads and chunks beyond the border are masked.
+  """
+
+  heads: int
+  global_tokens: int
+  window: int
+  mode: int
+  init_scale: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, tokens, shapes: tuple[Shape, ...], train: bool):
+    B, _, C = tokens.shape
+    a, g, n = self.heads, self.global_tokens, self.window**2
+    linear = {
+      'kernel_init': linear_init(self.init_scale),
+      'dtype': self.dtype,
+    }
+    q = nn.Dense(C, name='query', **linear)(tokens)
+    kv = nn.Dense(2 * C, name='kv', **linear)(tokens)
+    table = self.param(
+      'bias_table',
+      nn.initializers.normal(0.02),
+      ((4 * self.window - 1) ** 2, a),
+    )
+    g2l, g2g = global_biases(self, a, g)
+
+    which = self._which(train)
+    firsts, queries, keys, real = [], [], [], []
+    for x, y, (V, h, w) in zip(
+      unpack(q, lines(shapes, g)), unpack(kv, lines(shapes, g)), shapes
+    ):
+      firsts.append(attend(x[:, :, :g], y, from_global(g2l, g2g, h * w))[0])
+      x = chunks.to_chunks(x[:, :, g:].reshape(B, V, h, w, C), self.window)
+      queries.append(x.reshape(B, -1, n, C))
+      near = y[:, :, g:].reshape(B, V, h, w, 2 * C)
+      near = chunks.around(chunks.to_chunks(near, self.window), which)
+      far = y[:, :, None, None, :g]
+      far = jnp.broadcast_to(far, (*near.shape[:4], g, 2 * C))
+      near = jnp.concatenate([far, near], 4)  # B V r c g+mn 2C
+      keys.append(near.reshape(B, -1, *near.shape[4:]))
+      on_map = chunks.on_map((h, w), self.window, which)
+      on_map = jnp.pad(on_map, ((0, 0), (g, 0)), constant_values=True)
+      real.append(jnp.tile(on_map, (V, 1)))
+
+    index = chunks.relative_position_index(self.window).reshape(n, 9, n)
+    near = table[jnp.asarray(index)[:, which].reshape(n, -1)]  # n mn a
+    bias = jnp.concatenate([to_global(g2l, n), near.transpose(2, 0, 1)], 2)
+    out, probs = attend(
+      jnp.concatenate(queries, 1),
+      jnp.concatenate(keys, 1),
+      bias,
+      jnp.concatenate(real),
+    )
+    self.sow('intermediates', 'attention', probs)  # B W a n g+mn
+    views = []
+    for first, x in zip(firsts, chunks.split(out, shapes, self.window)):
+      x = x.reshape(B, len(first[0]), -1, C)
+      views.append(jnp.concatenate([first, x], 2))
+    return nn.Dense(C, name='proj', **linear)(pack(views))
+
+  def _which(self, train: bool):
+    """The chunks seen: i32[m], known at run time only if drawn."""
+    if self.mode == -1:
+      return np.array([chunks.OWN])
+    if self.mode == 0 or not train:
+      return chunks.ALL
+    # Published: Python's global generator, and a draw for each size of crop.
+    return jnp.stack([chunks.OWN, draw_neighbour(self.make_rng('neighbour'))])
+
+
+class FullAttention(nn.Module):
+  """softmax(q k^T / sqrt(d) + bias) v among the tokens of a view.
+
+  Attributes:
+    side: of the map that the biases are made for.
+  """
+
+  heads: int
+  global_tokens: int
+  side: int
+  init_scale: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, tokens, shapes: tuple[Shape, ...], train: bool):
+    C = tokens.shape[-1]
+    a, g = self.heads, self.global_tokens
+    linear = {
+      'kernel_init': linear_init(self.init_scale),
+      'dtype': self.dtype,
+    }
+    qkv = nn.Dense(3 * C, name='qkv', **linear)(tokens)
+    table = self.param(
+      'bias_table', nn.initializers.normal(0.02), ((2 * self.side - 1) ** 2, a)
+    )
+    g2l, g2g = global_biases(self, a, g)
+    outputs = []
+    for x, (_, h, w) in zip(unpack(qkv, lines(shapes, g)), shapes):
+      near = expanded_bias(table, self.side, h * w)
+      bias = jnp.concatenate([to_global(g2l, h * w), near], 2)
+      bias = jnp.concatenate([from_global(g2l, g2g, h * w), bias], 1)
+      out, probs = attend(x[..., :C], x[..., C:], bias)
+      self.sow('intermediates', 'attention', probs)  # B V a g+hw g+hw
+      outputs.append(out)
+    return nn.Dense(C, name='proj', **linear)(pack(outputs))
+
+
+def attend(q, kv, bias, real=None) -> tuple[jax.Array, jax.Array]:
+  """softmax(q k^T / sqrt(d) + bias) v, in W sets of tokens apart.
+
+  Args:
+    q: f[B, W, L, C].
+    kv: keys and values side by side, f[B, W, S, 2 C].
+    bias: f[a, L, S].
+    real: keys to see, bool[W, S]; all by default.
+
+  Returns:
+    f[B, W, L, C], and the softmax f32[B, W, a, L, S].
+  """
+  a = len(bias)
+  d = q.shape[-1] // a
+  q = q.reshape(*q.shape[:3], a, d)
+  kv = kv.reshape(*kv.shape[:3], 2, a, d)
+  k, v = kv[:, :, :, 0], kv[:, :, :, 1]  # B W S a d
+  logits = d**-0.5 * jnp.einsum(
+    'BWqad,BWkad->BWaqk', q, k, preferred_element_type=jnp.float32
+  )
+  logits += bias[None, None]
+  if real is not None:
+    logits = jnp.where(real[None, :, None, None], logits, MASKED)
+  probs = jax.nn.softmax(logits)
+  out = jnp.einsum('BWaqk,BWkad->BWqad', probs.astype(v.dtype), v)
+  return out.reshape(*out.shape[:3], a * d), probs
+
+
+def draw_neighbour(key) -> jax.Array:
+  """One of the eight chunks around a chunk; see `chunks.around`."""
+  i = jax.random.randint(key, (), 0, 8)
+  return i + (i >= chunks.OWN)
+
+
+def lines(shapes: tuple[Shape, ...], global_tokens: int) -> list[Shape]:
+  """(V, h, w) of maps -> (V, g + h w) of their tokens with the global ones."""
+  return [(V, global_tokens + h * w) for V, h, w in shapes]
+
+
+def global_biases(module: nn.Module, heads: int, g: int):
+  """Parameters of `module`, if it has global tokens.
+
+  Returns:
+    g2l f[2, a, g], of global queries and of global keys; g2g f[a, g, g].
+  """
+  if g == 0:
+    return jnp.zeros((2, heads, 0)), jnp.zeros((heads, 0, 0))
+  init = nn.initializers.normal(0.02)
+  return (
+    module.param('g2l_bias', init, (2, heads, g)),
+    module.param('g2g_bias', init, (heads, g, g)),
+  )
+
+
+def from_global(g2l, g2g, count: int) -> jax.Array:
+  """Biases f[a, g, g + count] of global queries to all keys of a view."""
+  rest = jnp.broadcast_to(g2l[0][:, :, None], (*g2l.shape[1:], count))
+  return jnp.concatenate([g2g, rest], 2)
+
+
+def to_global(g2l, count: int) -> jax.Array:
+  """Biases f[a, count, g] of other queries to global keys."""
+  _, a, g = g2l.shape
+  return jnp.broadcast_to(g2l[1][:, None], (a, count, g))
+
+
+def expanded_bias(table: jax.Array, side: int, count: int) -> jax.Array:
+  """Biases f[a, count, count] among the tokens of a map.
+
+  As published, another map takes the biases of all pairs of tokens of a
+  `side` x `side` map for an image and resizes that, instead of looking its own
+  offsets up.
+  """
+  bias = table[relative_position_index(side)]  # side^2 side^2 a
+  if count != side**2:
+    bias = resize_bicubic(bias, (count, count), count / side**2)
+  return bias.transpose(2, 0, 1)

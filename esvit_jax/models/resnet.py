@@ -1,0 +1,143 @@
+"""ResNet with bottlenecks (arXiv 1512.03385), torchvision's v1.5.
+
+Each group of views is a forward of its own, as published: its batch
+statistics are its own, and running statistics move once for each group, in
+their order.
+
+Axes: B images, V views of a group, h w a map, C channels.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from esvit_jax.errors import UserError
+from esvit_jax.models.convolutions import (
+  Pointwise,
+  channels_of,
+  check_images,
+  drop_path,
+)
+from esvit_jax.models.layers import BatchNorm, Features
+
+EXPANSION = 4  # channels of a bottleneck's output over those inside
+# Kaiming normal by fan out, for ReLU.
+INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+class ResNet(nn.Module):
+  """ResNet of any depths: (3, 4, 6, 3) is ResNet-50.
+
+  Regions are the last map, after its ReLU; there is no final norm.
+
+  Attributes:
+    depths: bottlenecks of each stage.
+    width: channels inside the first stage's bottlenecks; they double with
+      each stage.
+    image_size: side in pixels of the images it is made for. Other sizes use
+      the same weights; nothing depends on it.
+    drop_path: rate at the last bottleneck; rises linearly from 0 at the
+      first. Published ResNets have 0.
+    dtype, remat: as in `swin.Swin`.
+  """
+
+  depths: tuple[int, ...]
+  width: int = 64
+  image_size: int = 224
+  drop_path: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+  remat: bool = False
+
+  def __post_init__(self):
+    if not self.depths or min(self.depths) < 1 or self.width < 1:
+      raise UserError(
+        f'depths {self.depths} and width {self.width} of the model: use 1 or '
+        'more bottlenecks in each stage, of 1 or more channels'
+      )
+    super().__post_init__()
+
+  @property
+  def num_features(self) -> int:
+    return EXPANSION * self.width * 2 ** (len(self.depths) - 1)
+
+  @nn.compact
+  def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
+    """Returns Features for each group; see `swin.Swin`.
+
+    `blocks` holds the mean of the map after each bottleneck. In train mode
+    `batch_stats` has to be mutable.
+    """
+    check_images(groups, channels=channels_of(self, 'patch_embed'))
+    block_type = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+    rates = iter(np.linspace(0, self.drop_path, sum(self.depths)))
+    blocks, stages = [], []
+
+    # Layer-wise rates go by names: these are the other backbones'.
+    conv = _conv(self.width, 7, 2, self.dtype, 'patch_embed')
+    norm = BatchNorm(dtype=self.dtype, name='patch_norm')
+    maps = [nn.relu(norm(conv(x), train)) for x in groups]
+    maps = [
+      nn.max_pool(x, (1, 3, 3), (1, 2, 2), ((0, 0), (1, 1), (1, 1)))
+      for x in maps
+    ]
+    for i, depth in enumerate(self.depths):
+      for j in range(depth):
+        block = block_type(
+          self.width * 2**i,
+          2 if i > 0 and j == 0 else 1,
+          float(next(rates)),
+          self.dtype,
+          name=f'stage{i}_block{j}',
+        )
+        maps = [block(x, train) for x in maps]
+        blocks.append([x.mean((2, 3), jnp.float32) for x in maps])
+      stages.append(maps)
+    grids = [x.astype(jnp.float32) for x in maps]  # compared by cosine
+    return tuple(
+      Features(views[-1], grid, of_stages, views)
+      for views, grid, of_stages in zip(zip(*blocks), grids, zip(*stages))
+    )
+
+
+class Block(nn.Module):
+  """relu(x + bottleneck(x)); x is projected where the shape changes.
+
+  v1.5: the 3x3 convolution strides, not the 1x1 before it.
+  """
+
+  width: int
+  stride: int
+  drop_path: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    C, s = EXPANSION * self.width, self.stride
+    y = _pointwise(self.width, self.dtype, 'conv1')(x)
+    y = nn.relu(BatchNorm(dtype=self.dtype, name='norm1')(y, train))
+    y = _conv(self.width, 3, s, self.dtype, 'conv2')(y)
+    y = nn.relu(BatchNorm(dtype=self.dtype, name='norm2')(y, train))
+    y = _pointwise(C, self.dtype, 'conv3')(y)
+    y = BatchNorm(dtype=self.dtype, name='norm3')(y, train)
+    y = drop_path(self.drop_path, y, train)
+    if s > 1 or x.shape[-1] != C:
+      x = _pointwise(C, self.dtype, 'skip')(x[:, :, ::s, ::s])
+      x = BatchNorm(dtype=self.dtype, name='skip_norm')(x, train)
+    return nn.relu(x + y)
+
+
+def _conv(width: int, kernel: int, stride: int, dtype, name: str) -> nn.Conv:
+  return nn.Conv(
+    width,
+    (kernel, kernel),
+    stride,
+    kernel // 2,
+    use_bias=False,
+    kernel_init=INIT,
+    dtype=dtype,
+    name=name,
+  )
+
+
+def _pointwise(width: int, dtype, name: str) -> Pointwise:
+  return Pointwise(width, INIT, use_bias=False, dtype=dtype, name=name)

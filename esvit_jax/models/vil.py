@@ -1,0 +1,245 @@
+"""Vision Longformer (arXiv 2103.15358) as EsViT trains it.
+
+Early stages attend within 3x3 chunks of their map and to a few global tokens,
+late ones to everything. Crops of all sizes go through together: their tokens
+packed as [B, T, C], the global tokens of a view before its map.
+
+Axes: B images, V views, h w a map, g global tokens of a view, T tokens of all
+groups, C channels.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from esvit_jax.errors import UserError
+from esvit_jax.models.layers import (
+  DropPath,
+  Features,
+  Mlp,
+  PatchEmbed,
+  Shape,
+  layer_norm,
+  pack,
+  unpack,
+)
+from esvit_jax.models.longformer import FullAttention, SparseAttention, lines
+
+
+class ViL(nn.Module):
+  """ViL with any depths, widths and kinds of stages.
+
+  Attributes:
+    dims, depths, heads: of each stage.
+    sparse: whether a stage attends within chunks or to everything.
+    global_tokens: number of them in each stage. Each stage begins with new
+      ones. Where there are any, the first speaks for the view.
+    patches: side of a patch, in pixels in the first stage, else in tokens of
+      the stage before.
+    window: side of a chunk in tokens.
+    mode: what a chunk sees in sparse stages: 0 the 3x3 chunks around it, -1
+      only itself, 1 as 0 but in training itself and one random neighbour,
+      drawn for each layer and the whole batch from the rng 'neighbour'.
+    image_size: side in pixels that full attention's biases are made for;
+      they are resized for others.
+    drop_path, init_scale, dtype, remat: as in `swin.Swin`.
+  """
+
+  dims: tuple[int, ...]
+  depths: tuple[int, ...]
+  heads: tuple[int, ...]
+  sparse: tuple[bool, ...]
+  global_tokens: tuple[int, ...]
+  patches: tuple[int, ...]
+  window: int = 7
+  mode: int = 0
+  image_size: int = 224
+  drop_path: float = 0.0
+  init_scale: str = 'published'
+  dtype: jnp.dtype = jnp.float32
+  remat: bool = False
+
+  def __post_init__(self):
+    stages = {
+      k: getattr(self, k)
+      for k in ('dims', 'depths', 'heads', 'sparse', 'global_tokens', 'patches')
+    }
+    if len({len(v) for v in stages.values()}) > 1 or not self.dims:
+      told = ', '.join(f'{k} {v}' for k, v in stages.items())
+      raise UserError(f'{told} of the model need one entry per stage each')
+    for dim, heads in zip(self.dims, self.heads):
+      if dim % heads:
+        raise UserError(
+          f'a stage of {dim} channels does not split into {heads} heads: '
+          'change dims or heads of the model'
+        )
+    if self.mode not in (-1, 0, 1):
+      raise UserError(
+        f'mode of the model is {self.mode}: use 0 (all nine chunks), 1 (a '
+        'random neighbour in training) or -1 (no neighbours)'
+      )
+    if min(self.patches) < 1 or min(self.global_tokens) < 0:
+      raise UserError(
+        f'patches {self.patches} of the model have to be 1 or more, and '
+        f'global_tokens {self.global_tokens} 0 or more'
+      )
+    if self.image_size < math.prod(self.patches):
+      raise UserError(
+        f'image_size {self.image_size} of the model leaves no token in the '
+        f'last stage: use {math.prod(self.patches)} or more'
+      )
+    super().__post_init__()
+
+  @property
+  def num_features(self) -> int:
+    return self.dims[-1]
+
+  @nn.compact
+  def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
+    """Returns Features for each group; see `swin.Swin`.
+
+    `stages` hold maps, without global tokens.
+    """
+    attn_type, mlp_type = AttentionBlock, MlpBlock
+    if self.remat:
+      attn_type = nn.remat(AttentionBlock, static_argnums=(2, 3))
+      mlp_type = nn.remat(MlpBlock, static_argnums=(2, 3))
+    last = len(self.depths) - 1
+    rates = iter(np.linspace(0, self.drop_path, sum(self.depths)))
+    norm = layer_norm('norm')  # float32: regions are compared by cosine
+    maps, side = groups, self.image_size
+    blocks, stages = [], []
+
+    for i, depth in enumerate(self.depths):
+      # Modules are named after the published ones, whose stages count from 1:
+      # layer1_0 embeds, odd ones attend, even ones are MLPs.
+      name, g = f'layer{i + 1}', self.global_tokens[i]
+      maps = [self._whole_patches(x, i) for x in maps]
+      tokens, shapes = Embed(
+        self.dims[i], self.patches[i], g, self.dtype, name=f'{name}_0'
+      )(maps)
+      side //= self.patches[i]
+      attention = (
+        functools.partial(
+          SparseAttention, self.heads[i], g, self.window, self.mode
+        )
+        if self.sparse[i]
+        else functools.partial(FullAttention, self.heads[i], g, side)
+      )
+      shared = (g, self.init_scale, self.dtype)
+      for j in range(depth):
+        rate = float(next(rates))
+        tokens = attn_type(
+          attention, rate, *shared, name=f'{name}_{2 * j + 1}'
+        )(tokens, shapes, train)
+        tokens = mlp_type(rate, *shared, name=f'{name}_{2 * j + 2}')(
+          tokens, shapes, train
+        )
+        # Published: only features of the last stage go through the norm.
+        views = unpack(norm(tokens) if i == last else tokens, lines(shapes, g))
+        blocks.append([_pooled(x, g) for x in views])
+      maps = _maps(unpack(tokens, lines(shapes, g)), shapes)
+      stages.append(maps)
+    return tuple(
+      Features(outputs[-1], grid, found, outputs)
+      for outputs, grid, found in zip(
+        zip(*blocks), _maps(views, shapes), zip(*stages)
+      )
+    )
+
+  def _whole_patches(self, x, stage: int):
+    """A map less what is too little for a patch; images have to be whole."""
+    if stage == 0:
+      return x
+    p, (h, w) = self.patches[stage], x.shape[2:4]
+    if min(h, w) < p:
+      least = math.prod(self.patches)
+      raise UserError(
+        f'a view is too small: stage {stage + 1} of the model gets a map of '
+        f'{h}x{w} for patches of {p}; use {least}x{least} px or more'
+      )
+    # As published, where the strided convolution drops them.
+    return x[:, :, : h // p * p, : w // p * p]
+
+
+class Embed(nn.Module):
+  """Maps -> normed tokens of patches, after new global tokens."""
+
+  dim: int
+  patch: int
+  global_tokens: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, maps) -> tuple[jax.Array, tuple[Shape, ...]]:
+    """Returns tokens [B, T, dim] and the (V, h, w) of each group."""
+    tokens, shapes = PatchEmbed(self.dim, self.patch, self.dtype, name='proj')(
+      maps
+    )
+    tokens = layer_norm('norm_embed', self.dtype)(tokens)
+    g = self.global_tokens
+    if g == 0:
+      return tokens, shapes
+    init = nn.initializers.normal(0.02)
+    first = self.param('cls_token', init, (1, g, self.dim))
+    views = []
+    for x, (V, h, w) in zip(unpack(tokens, shapes), shapes):
+      x = x.reshape(len(x), V, h * w, self.dim)
+      before = jnp.broadcast_to(first[None], (len(x), V, g, self.dim))
+      views.append(jnp.concatenate([before.astype(self.dtype), x], 2))
+    return pack(views), shapes
+
+
+class AttentionBlock(nn.Module):
+  """x + attention(norm x)."""
+
+  attention: Callable[..., nn.Module]  # without the two last fields
+  drop_path: float
+  global_tokens: int
+  init_scale: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, tokens, shapes: tuple[Shape, ...], train: bool):
+    y = layer_norm('norm', self.dtype)(tokens)
+    y = self.attention(self.init_scale, self.dtype, name='attn')(
+      y, shapes, train
+    )
+    owners = lines(shapes, self.global_tokens)
+    return tokens + DropPath(self.drop_path)(y, owners, train)
+
+
+class MlpBlock(nn.Module):
+  """x + mlp(norm x)."""
+
+  drop_path: float
+  global_tokens: int
+  init_scale: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, tokens, shapes: tuple[Shape, ...], train: bool):
+    y = layer_norm('norm', self.dtype)(tokens)
+    y = Mlp(4 * y.shape[-1], self.init_scale, self.dtype, name='mlp')(y)
+    owners = lines(shapes, self.global_tokens)
+    return tokens + DropPath(self.drop_path)(y, owners, train)
+
+
+def _pooled(tokens, g: int) -> jax.Array:
+  """The feature f[B, V, C] of views [B, V, g + h w, C]."""
+  if g:
+    return tokens[:, :, 0].astype(jnp.float32)
+  return tokens.mean(2, jnp.float32)
+
+
+def _maps(views, shapes: tuple[Shape, ...]) -> list[jax.Array]:
+  """Tokens [B, V, g + h w, C] of each group -> maps [B, V, h, w, C]."""
+  return [
+    x[:, :, x.shape[2] - h * w :].reshape(len(x), V, h, w, x.shape[-1])
+    for x, (V, h, w) in zip(views, shapes)
+  ]

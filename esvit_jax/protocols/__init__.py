@@ -1,0 +1,14 @@
+"""Evaluations of a finished network: one file and one line here for each."""
+
+from esvit_jax.protocols import finetune, fixed, probe
+from esvit_jax.protocols.subject import Result
+
+# name -> run(config, directory, out) -> Result
+PROTOCOLS = {
+  'knn': fixed.protocol('knn'),
+  'linear': fixed.protocol('linear'),
+  'probe': probe.run,
+  'finetune': finetune.run,
+}
+
+__all__ = ['PROTOCOLS', 'Result']

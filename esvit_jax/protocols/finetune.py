@@ -1,0 +1,48 @@
+"""Fine-tuning: the shared train loop, started from a network's backbone."""
+
+import os
+
+from esvit_jax import metrics, train
+from esvit_jax.errors import UserError
+from esvit_jax.interop import weights as weights_lib
+from esvit_jax.protocols.subject import Result, fill_data
+
+# Of the checkpoint's model; the rest says how to train it.
+KEPT = ('drop_path', 'dtype', 'remat', 'init_scale')
+
+
+def run(config, directory: str, out) -> Result:
+  """Trains, and gives the accuracies on test in percent.
+
+  Raises:
+    UserError: as train.run.
+  """
+  if not directory:
+    raise UserError('no --workdir: fine-tuning is a run of its own')
+  config = resolved(config)
+  train.run(config, directory, out)
+  last = metrics.read(os.path.join(directory, 'metrics.jsonl'))[-1]
+  # The last epoch's: the best epoch would be chosen by the test images.
+  figures = {k: v for k, v in last.items() if k.startswith('accuracy/')}
+  return Result(directory, config, 'student', figures)
+
+
+def resolved(config):
+  """The training config: the checkpoint's model and data filled in."""
+  config = config.copy_and_resolve_references()
+  path = config.checkpoint
+  weights = None
+  if path:
+    weights, which = weights_lib.pick(path, config.which)
+    model = weights.about['model']
+    with config.unlocked():
+      for name in list(config.model):
+        if name not in KEPT:
+          del config.model[name]
+      config.model.update({k: v for k, v in model.items() if k not in KEPT})
+    config.data.channels = weights.about['channels']
+    if not config.scratch:
+      config.init.checkpoint, config.init.part = path, 'backbone'
+      config.init.which = which
+  fill_data(config, path, weights)
+  return config

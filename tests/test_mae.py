@@ -1,0 +1,538 @@
+"""MAE, D-MAE and D2-MAE against the published ones, and their laws."""
+
+import functools
+
+import golden_mae_sit
+import golden_weights
+import jax
+import jax.numpy as jnp
+import mae_runs
+import numpy as np
+import optax
+import pytest
+
+from esvit_jax import convert, models, optim, sharding, state
+from esvit_jax.errors import UserError
+from esvit_jax.methods import mae as method
+from esvit_jax.models import mae
+from esvit_jax.models.vit import ViT
+
+KEY = jax.random.key(0)
+HORIZON = state.Horizon(100, 10)
+CLOSE = {'rtol': 1e-4, 'atol': 1e-5}
+VISIBLE = 49
+
+
+def golden_step(network, c, order, targets=None):
+  """params -> (loss, metrics), the published image and order given."""
+  images = mae_runs.image('mae_img')
+  patches = mae.patchify(images, 16)
+
+  def loss(params, targets=targets):
+    out = network.apply({'params': params}, images, order, VISIBLE)
+    value, metrics = method.objective(out, patches, order, VISIBLE, targets, c)
+    return value, (metrics, out)
+
+  return loss
+
+
+@functools.cache
+def tiny():
+  """The published ViT-Tiny: golden, its entry, network and parameters."""
+  golden, entry = golden_mae_sit.load('mae_tiny')
+  network = mae.MAE(models.build({'name': 'mae_tiny'}), 96, 1, 3)
+  weights = mae_runs.published(entry['keys'])
+  params = mae_runs.variables(network, weights, 'mae')['params']
+  return golden, entry, network, params
+
+
+@functools.cache
+def tiny_gradient(norm_pix: bool):
+  *_, network, params = tiny()
+  c = mae_runs.config(norm_pix=norm_pix)
+  loss = golden_step(network, c, mae_runs.golden_order())
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+
+def check_gradients(golden, names, grads, table, key='grad_norm'):
+  theirs = convert.to_published({'params': grads}, table)
+  for name, norm in zip(names, golden[key], strict=True):
+    found = theirs[name]
+    np.testing.assert_allclose(
+      np.linalg.norm(found), norm, rtol=1e-3, err_msg=name
+    )
+
+
+def test_published_masks():
+  golden, *_ = tiny()
+  order = mae_runs.golden_order()
+  assert np.array_equal(order, golden['ids_shuffle'])
+  assert np.array_equal(method.removed(order, VISIBLE), golden['mask'])
+  assert method.visible(196, 0.75) == VISIBLE
+
+
+def test_published_predictions():
+  golden, *_ = tiny()
+  (_, (_, out)), _ = tiny_gradient(True)
+  latent = out.traces[-1].output
+  np.testing.assert_allclose(latent, golden['latent'], **CLOSE)
+  np.testing.assert_allclose(out.pred[:, ::4], golden['pred_every4'], **CLOSE)
+  patches = mae.patchify(mae_runs.image('mae_img'), 16)
+  np.testing.assert_array_equal(patches[:, :3, :12], golden['target_head'])
+
+
+@pytest.mark.parametrize(
+  ('norm_pix', 'loss', 'grads'),
+  [
+    (True, 'loss_norm_pix', 'grad_norm'),
+    (False, 'loss_raw_pix', 'grad_norm_raw_pix'),
+  ],
+)
+def test_published_losses_and_gradients(norm_pix, loss, grads):
+  golden, entry, *_ = tiny()
+  (value, _), found = tiny_gradient(norm_pix)
+  np.testing.assert_allclose(value, golden[loss], rtol=1e-5)
+  check_gradients(golden, entry['grad_names'], found, 'mae', grads)
+  if norm_pix:
+    theirs = convert.to_published({'params': found}, 'mae')
+    for name, first in zip(entry['grad_names'], golden['grad_first8']):
+      g = theirs[name].reshape(-1)[:8]
+      scale = np.abs(theirs[name]).max()
+      np.testing.assert_allclose(
+        g, first[: len(g)], atol=1e-4 * scale, rtol=1e-3, err_msg=name
+      )
+
+
+def test_published_steps():
+  golden, entry, network, params = tiny()
+  told = entry['adamw']
+  tx = optim.build(
+    {'b1': 0.9, 'b2': 0.95, 'freeze': {'pos_embed': None}},
+    params,
+    lambda step: told['lr'],
+    lambda step: told['weight_decay'],
+  )
+  loss = golden_step(network, mae_runs.config(), mae_runs.golden_order())
+
+  @jax.jit
+  def step(params, opt_state):
+    (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return value, optax.apply_updates(params, updates), opt_state
+
+  losses, moved, opt_state = [], params, tx.init(params)
+  for _ in golden['traj_loss']:
+    value, moved, opt_state = step(moved, opt_state)
+    losses.append(float(value))
+  np.testing.assert_allclose(losses, golden['traj_loss'], rtol=1e-4)
+  for part in ('backbone', 'decoder'):
+    table = params[part]['pos_embed']
+    assert np.array_equal(moved[part]['pos_embed'], table)
+
+
+@functools.cache
+def distilled():
+  golden, entry = golden_mae_sit.load('dmae')
+  teacher = ViT(256, 12, 8, positions='mae', pool='mean')
+  like = models.abstract_variables(teacher)
+  frozen = convert.from_published(
+    mae_runs.published(entry['keys'], 'tch_model.'), 'vit', like
+  )
+  network = mae.MAE(
+    models.build({'name': 'mae_tiny'}), 96, 1, 3, match=12, teacher_heads=8
+  )
+  weights = mae_runs.published(entry['keys'], 'model.')
+  adapter = 'attn_adapter.adapter11.weight'
+  weights[adapter] = golden_mae_sit.weights(entry['keys'])[adapter]
+  np.testing.assert_array_equal(weights[adapter], golden['adapter_weight'])
+  params = mae_runs.variables(network, weights, 'mae')['params']
+  order = mae_runs.golden_order()
+  loss = golden_step(network, mae_runs.config(), order)
+
+  @jax.jit
+  def run(params, frozen):
+    targets = teacher.apply(
+      frozen,
+      mae_runs.image('mae_img'),
+      order[:, :VISIBLE],
+      method='encode_visible',
+    )
+    (value, (metrics, out)), grads = jax.value_and_grad(loss, has_aux=True)(
+      params, targets
+    )
+    logits = out.traces[-1].logits, targets[-1].logits
+    return value, metrics, grads, logits
+
+  return golden, entry, run(params, frozen)
+
+
+def test_published_distillation():
+  golden, entry, (value, metrics, grads, logits) = distilled()
+  for found, name in (
+    (value, 'loss_total'),
+    (metrics['attention_loss'], 'loss_attn'),
+    (metrics['mae_loss'], 'loss_mae'),
+  ):
+    np.testing.assert_allclose(found, golden[name], rtol=1e-5, err_msg=name)
+  for found, who in zip(logits, ('student', 'teacher')):
+    head = golden[f'{who}_logits_head0']
+    np.testing.assert_allclose(found[:, 0], head, **CLOSE, err_msg=who)
+  names = [name.removeprefix('model.') for name in entry['grad_names']]
+  check_gradients(golden, names, grads, 'mae')
+
+
+def test_decoupled_student_learns_in_two_halves():
+  """The decoder teaches the first blocks, the teacher all and the tail."""
+  c = mae_runs.tiny(decoupled=True, layer=3)
+  c.mae.decode_at = 2
+  built = method.build(c, HORIZON, teacher=mae_runs.tiny_teacher())
+  whole, _, batch = start(built)
+  assert set(whole.params['tail_block']['attn']) == {'qkv'}
+  views = built.views(batch, jax.random.split(KEY, 8))
+
+  def losses(params):
+    metrics = built.loss(params, whole, views, KEY).metrics
+    return jnp.stack([metrics['mae_loss'], metrics['attention_loss']])
+
+  jacobian = jax.jit(jax.jacrev(losses))(whole.params)
+  parts = [jacobian['backbone'][f'block{j}'] for j in range(3)]
+  reached = [
+    [any(jnp.any(g[i] != 0) for g in jax.tree.leaves(part)) for i in range(2)]
+    for part in (*parts, jacobian['tail_block'], jacobian['decoder'])
+  ]
+  both, taught, painted = [True, True], [False, True], [True, False]
+  assert reached == [both, both, taught, taught, painted]
+
+
+def test_decoder_reads_the_normed_state_where_told():
+  network = mae.MAE(small_vit(), 16, 1, 2, decode_at=2)
+  shallow = mae.MAE(small_vit(depth=2), 16, 1, 2)
+  images, order = random_images(), method.patch_order(KEY, 2, 16)
+  variables = random_variables(network)
+  backbone = dict(variables['params']['backbone'])
+  del backbone['block2']
+  cut = {'params': {**variables['params'], 'backbone': backbone}}
+  np.testing.assert_allclose(
+    predict(network)(variables, images, order),
+    predict(shallow)(cut, images, order),
+    atol=1e-6,
+  )
+
+
+def test_hidden_states_are_matched_through_their_adapters():
+  """Against a plain reading of the formula, i = depth included."""
+  c = mae_runs.tiny(hidden=(0, 2, 3), hidden_weight=0.5)
+  network = mae.MAE(
+    small_vit(),
+    16,
+    1,
+    2,
+    match=3,
+    teacher_heads=2,
+    hidden=(0, 2, 3),
+    teacher_dim=24,
+  )
+  vit, frozen = mae_runs.tiny_teacher()
+  variables = random_variables(network)
+  images, order = random_images(), method.patch_order(KEY, 2, 16)
+
+  @jax.jit
+  def run(variables):
+    out = network.apply(variables, images, order, 4)
+    targets = vit.apply(frozen, images, order[:, :4], method='encode_visible')
+    patches = mae.patchify(images, 4)
+    return method.objective(out, patches, order, 4, targets, c), out, targets
+
+  (value, metrics), out, targets = run(variables)
+  expected = 0
+  for i in (0, 2, 3):
+    s = out.traces[i].normed if i < 3 else out.traces[2].output
+    t = targets[i].normed if i < 3 else targets[2].output
+    kernel = variables['params'][f'hidden_adapter{i}']['kernel']
+    expected += np.mean((np.asarray(s) @ np.asarray(kernel) - t) ** 2)
+  np.testing.assert_allclose(metrics['hidden_loss'], expected, rtol=1e-4)
+  np.testing.assert_allclose(
+    value,
+    metrics['mae_loss']
+    + metrics['attention_loss']
+    + 0.5 * metrics['hidden_loss'],
+    rtol=1e-6,
+  )
+
+
+def test_encoding_all_patches_is_the_whole_image():
+  """In their order, and in any other, put back."""
+  vit, images = small_vit(), random_images()
+  shapes = jax.eval_shape(vit.init, KEY, (images[:, None],))
+  variables = golden_weights.random_variables(shapes)
+  (whole,) = jax.jit(vit.apply)(variables, (images[:, None],))
+
+  @jax.jit
+  def encode(order):
+    traces = vit.apply(variables, images, order, method='encode_visible')
+    place = jnp.argsort(order, 1)[:, :, None]
+    return jnp.take_along_axis(traces[-1].output[:, 1:], place, 1)
+
+  in_order = jnp.broadcast_to(jnp.arange(16), (2, 16))
+  for order in (in_order, method.patch_order(KEY, 2, 16)):
+    np.testing.assert_allclose(
+      encode(order).reshape(2, 4, 4, -1), whole.grid[:, 0], atol=1e-5
+    )
+
+
+def test_nothing_is_learned_from_what_is_hidden():
+  """The encoder's view does not depend on removed pixels."""
+  network = mae.MAE(small_vit(), 16, 1, 2)
+  images, order = random_images(), method.patch_order(KEY, 2, 16)
+  variables = random_variables(network)
+  patches = mae.patchify(images, 4)
+  noise = jax.random.normal(KEY, patches.shape)
+  hidden = method.removed(order, 5)[:, :, None] > 0
+  other = mae.unpatchify(jnp.where(hidden, noise, patches), (4, 4), 4)
+  assert not np.allclose(images, other)
+  np.testing.assert_array_equal(
+    predict(network)(variables, images, order),
+    predict(network)(variables, other, order),
+  )
+
+
+def test_patches_go_back_to_their_image():
+  images = random_images(12, 20, 3)
+  patches = mae.patchify(images, 4)
+  np.testing.assert_array_equal(mae.unpatchify(patches, (3, 5), 4), images)
+  # (row, column, channel) within a patch
+  np.testing.assert_array_equal(
+    patches[0, 6].reshape(4, 4, 3), images[0, 4:8, 4:8]
+  )
+
+
+def test_loss_is_the_mean_over_removed_patches_of_the_batch():
+  rng = np.random.default_rng(0)
+  pred, target = rng.normal(size=(2, 3, 5, 7)).astype(np.float32)
+  mask = np.array([[0, 1, 1, 0, 0], [1, 1, 1, 0, 1], [0, 0, 0, 0, 0]])
+  errors = [
+    ((pred[b, i] - target[b, i]) ** 2).mean() for b, i in zip(*np.nonzero(mask))
+  ]
+  found = mae.reconstruction_loss(pred, target, mask.astype(np.float32))
+  np.testing.assert_allclose(found, np.mean(errors), rtol=1e-6)
+
+
+@pytest.mark.parametrize('norm_pix', [True, False])
+def test_a_perfect_prediction_paints_the_image(norm_pix):
+  images, order = random_images(), method.patch_order(KEY, 2, 16)
+  target = patches = mae.patchify(images, 4)
+  if norm_pix:
+    target = (patches - patches.mean(-1, keepdims=True)) / jnp.sqrt(
+      patches.var(-1, keepdims=True, ddof=1) + 1e-6
+    )
+  mask = method.removed(order, 4)
+  columns = method.pictures(images, target, mask, 4, norm_pix)
+  np.testing.assert_allclose(columns[:, 0], images)
+  np.testing.assert_allclose(columns[:, 2], images, atol=1e-4)
+  masked = np.abs(mae.patchify(columns[:, 1], 4)).max(-1) == 0
+  assert np.array_equal(masked, mask)
+
+
+@pytest.mark.parametrize('distill', [None, {}, {'decoupled': True}])
+def test_eight_devices_are_one(distill):
+  """Three steps, noise and drop path included, each compiled once."""
+  c = mae_runs.tiny(**(distill or {}))
+  if distill:
+    c.mae.decode_at = 2
+  teacher = None if distill is None else mae_runs.tiny_teacher()
+  runs = []
+  for devices in (jax.devices()[:1], jax.devices()):
+    mesh = sharding.mesh(devices)
+    built = method.build(c, HORIZON, shards=mesh.size, teacher=teacher)
+    whole, tx, batch = start(built)
+    step = jax.jit(state.make_train_step(built, tx), donate_argnums=0)
+    batch = jax.device_put(batch, sharding.data(mesh))
+    whole = jax.device_put(whole, sharding.replicated(mesh))
+    losses = []
+    for _ in range(3):
+      whole, metrics = step(whole, batch, KEY)
+      losses.append(float(metrics['loss']))
+      assert metrics['skipped'] == 0
+    assert step._cache_size() == 1
+    runs.append((losses, whole))
+  (one, a), (eight, b) = runs
+  np.testing.assert_allclose(one, eight, atol=1e-5)
+  for (path, x), y in zip(
+    jax.tree.leaves_with_path(a.params), jax.tree.leaves(b.params)
+  ):
+    if path[-2].key == 'qkv' and path[-1].key == 'bias':
+      # Keys' biases have no gradient but rounding, which Adam blows up.
+      x, y = (np.delete(v.reshape(3, -1), 1, 0) for v in (x, y))
+    np.testing.assert_allclose(x, y, atol=1e-5, err_msg=str(path))
+  if teacher is not None:
+    jax.tree.map(
+      np.testing.assert_array_equal, a.teacher['encoder'], teacher[1]['params']
+    )
+
+
+def test_masks_differ_between_images_and_steps():
+  order = np.asarray(method.patch_order(KEY, 64, 16))
+  assert (np.sort(order) == np.arange(16)).all()
+  assert len({tuple(row) for row in order}) == 64
+  seen = np.zeros(16)
+  np.add.at(seen, order[:, :4].reshape(-1), 1)
+  assert seen.min() > 4  # of 16 expected
+  again = method.patch_order(jax.random.key(1), 64, 16)
+  assert not np.array_equal(order, again)
+
+
+def test_chance_is_the_loss_of_a_blank_prediction():
+  c = mae_runs.tiny()
+  built = method.build(c, HORIZON)
+  patches = mae.patchify(random_images(), 4)
+  mean, deviation = mae.patch_moments(patches)
+  target = (patches - mean) / deviation
+  loss = mae.reconstruction_loss(
+    jnp.zeros_like(target), target, jnp.ones(target.shape[:2])
+  )
+  np.testing.assert_allclose(loss, built.chance, rtol=1e-4)
+
+
+def test_features_are_the_mean_patch_of_the_student():
+  c = mae_runs.tiny()
+  built = method.build(c, HORIZON)
+  whole, _, _ = start(built)
+  assert built.network == 'student' and whole.teacher is None
+  images = random_images()
+  stats = whole.extra['student']
+  found = jax.jit(built.features)(whole.params, stats, images)
+  mean = found.grid.mean((1, 2))
+  np.testing.assert_allclose(found.view, mean, atol=1e-6)
+
+
+def test_pictures_of_a_state():
+  c = mae_runs.tiny()
+  built = method.build(c, HORIZON)
+  whole, _, batch = start(built)
+  views = built.views(batch, jax.random.split(KEY, 8))
+  shown = built.show(whole, views, KEY)
+  titles, columns = shown['reconstruction']
+  assert titles == ('image', 'masked', 'reconstruction')
+  assert columns.shape == (8, 3, 16, 16, 1)
+
+
+def test_bfloat16_is_close():
+  images, order = random_images(), method.patch_order(KEY, 2, 16)
+  exact = mae.MAE(small_vit(), 16, 1, 2)
+  rough = mae.MAE(small_vit(dtype=jnp.bfloat16), 16, 1, 2)
+  variables = random_variables(exact)
+  x = predict(exact)(variables, images, order)
+  y = predict(rough)(variables, images, order)
+  assert y.dtype == jnp.float32 and not np.array_equal(x, y)
+  assert jnp.abs(x - y).max() < 0.1
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'mae': {'mask_ratio': 1.0}}, 'leaves 0 of 16 patches'),
+    ({'mae': {'mask_ratio': 0.0}}, 'leaves 16 of 16 patches'),
+    ({'mae': {'decode_at': 4}}, 'the encoder has 3 blocks'),
+    ({'mae': {'decoder_heads': 3}}, 'do not split into 3 heads'),
+    ({'model': {'rel_pos': True}}, 'relative positions are for whole images'),
+    ({'views': {'globals': {'count': 2}}}, 'looks at one view'),
+    ({'views': {'globals': {'size': 18}}}, 'no multiple of the patch 4'),
+  ],
+)
+def test_settings_that_do_not_fit(changes, words):
+  c = mae_runs.tiny()
+  c.update(changes)
+  with pytest.raises(UserError, match=words):
+    jax.eval_shape(method.build(c, HORIZON).init, KEY)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'distill': {'layer': 4}}, 'distill.layer is 4'),
+    ({'distill': {'hidden': (5,)}}, 'use 0 to 3'),
+    ({'model': {'image_size': 32}}, '8x8 patches'),
+  ],
+)
+def test_teachers_that_do_not_fit(changes, words):
+  c = mae_runs.tiny()
+  c.update(changes)
+  with pytest.raises(UserError, match=words):
+    method.build(c, HORIZON, teacher=mae_runs.tiny_teacher())
+
+
+def test_other_backbones_are_refused():
+  c = mae_runs.tiny()
+  c.model = {'name': 'swin_tiny'}
+  with pytest.raises(UserError, match='needs a ViT'):
+    method.build(c, HORIZON)
+
+
+@pytest.mark.parametrize('table', ['mae', 'd2mae'])
+def test_there_and_back_is_byte_equal(table):
+  network = mae.MAE(
+    small_vit(depth=12),
+    16,
+    1,
+    2,
+    tail=table == 'd2mae',
+    match=12,
+    teacher_heads=3,
+    hidden=(4,),
+    teacher_dim=8,
+  )
+  variables = random_variables(network)
+  state_dict = convert.to_published(variables, table)
+  tail = [key for key in state_dict if key.startswith('blocks.12.')]
+  assert len(tail) == (4 if table == 'd2mae' else 0)
+  assert state_dict['attn_adapter.adapter11.weight'].shape == (3, 4, 1, 1)
+  again = convert.from_published(state_dict, table, variables)
+  jax.tree.map(np.testing.assert_array_equal, variables, again)
+
+
+def small_vit(**overrides) -> ViT:
+  fields = dict(mae_runs.tiny().model) | {'drop_path': 0.0} | overrides
+  return models.build(fields)
+
+
+def random_images(height=16, width=16, channels=1):
+  return jax.random.normal(KEY, (2, height, width, channels))
+
+
+def random_variables(network):
+  shapes = jax.eval_shape(
+    lambda key: network.init(
+      key, random_images(), method.patch_order(KEY, 2, 16), 5
+    ),
+    KEY,
+  )
+  return golden_weights.random_variables(shapes)
+
+
+def start(built):
+  """A first state, the optimiser and a batch for a tiny method."""
+  shapes, teacher, extra = jax.eval_shape(built.init, KEY)
+  params = golden_weights.random_variables(shapes)
+  if teacher is not None:
+    teacher = {'encoder': mae_runs.tiny_teacher()[1]['params']}
+  tx = optim.build(
+    {'b2': 0.95, 'freeze': {'pos_embed': None}},
+    params,
+    lambda step: 1e-3,
+    lambda step: 0.05,
+  )
+  opt_state = jax.jit(tx.init)(params)
+  whole = state.TrainState(jnp.int32(0), params, teacher, extra, opt_state)
+  rng = np.random.default_rng(0)
+  batch = {
+    'image': rng.integers(0, 256, (8, 24, 24, 1), np.uint8),
+    'size': np.full((8, 2), 24, np.int32),
+    'label': np.full((8,), -1, np.int32),
+    'index': np.arange(8, dtype=np.int32),
+  }
+  return whole, tx, batch
+
+
+def predict(network):
+  """(variables, images, order) -> predictions with 5 patches seen."""
+  return jax.jit(lambda v, *x: network.apply(v, *x, 5).pred)

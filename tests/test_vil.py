@@ -1,0 +1,585 @@
+"""ViL against the published one, and its laws."""
+
+import functools
+import itertools
+
+import golden_weights
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from runs import tiny
+
+import esvit_jax
+from esvit_jax import convert, data, jobs, models, sharding
+from esvit_jax.errors import UserError
+from esvit_jax.interop import architecture, export
+from esvit_jax.interop.weights import Weights
+from esvit_jax.models import chunks, longformer
+
+KEY = jax.random.key(0)
+# All kinds of stages; maps of 10, 5 and 2 tokens at the reference size.
+SMALL = {
+  'name': 'vil',
+  'dims': (8, 8, 16),
+  'depths': (1, 2, 1),
+  'heads': (1, 2, 2),
+  'sparse': (True, False, False),
+  'global_tokens': (2, 1, 0),
+  'patches': (2, 2, 2),
+  'window': 3,
+  'image_size': 20,
+  'init_scale': 'fan_in',
+}
+
+
+# The published code.
+
+
+@functools.cache
+def published(**changes):
+  golden, entry = golden_weights.load('backbone_vil_2262')
+  backbone = models.build({'name': 'vil_2262', 'drop_path': 0.0, **changes})
+  state = golden_weights.weights(entry['state_dict'])
+  like = models.abstract_variables(backbone)
+  variables = convert.from_published(state, 'vil', like)
+  groups = tuple(golden_weights.images(*x) for x in entry['inputs'].items())
+  return golden, entry, backbone, variables, groups
+
+
+@functools.cache
+def published_features():
+  """Both sizes of the golden in one packed forward."""
+  *_, backbone, variables, groups = published()
+  return jax.jit(backbone.apply)(variables, groups)
+
+
+def test_published_features():
+  golden, entry, *_ = published()
+  result = {}
+  for f, image in zip(published_features(), entry['inputs'], strict=True):
+    size, grid = image.removeprefix('img'), f.grid[:, 0]
+    result |= {
+      f'pooled_{size}': f.view[:, 0],
+      f'regions_{size}': grid.reshape(len(grid), -1, grid.shape[-1]),
+      f'nlast1_{size}': f.blocks[-1][:, 0],
+      f'nlast4_{size}': jnp.concatenate(f.blocks[-4:], -1)[:, 0],
+    }
+  assert golden.keys() == result.keys()
+  for key, value in golden.items():
+    error = golden_weights.error(result[key], value)
+    assert error < golden_weights.tolerance(entry, key), key
+
+
+def test_published_modes(monkeypatch):
+  golden, _ = golden_weights.load('vil_modes')
+  result = {f'mode{m}_eval': published_features()[1].view[:, 0] for m in (0, 1)}
+  *_, backbone, variables, (_, image) = published(mode=-1)
+  result['mode-1'] = jax.jit(backbone.apply)(variables, (image,))[0].view[:, 0]
+
+  backbone = published(mode=1)[2]
+
+  @jax.jit
+  def forced(variables, neighbour):
+    monkeypatch.setattr(longformer, 'draw_neighbour', lambda key: neighbour)
+    (f,) = backbone.apply(
+      variables, (image,), train=True, rngs={'neighbour': KEY}
+    )
+    return f.view[:, 0]
+
+  for c in range(1, 9):  # published: 1 to 8, we leave a gap for the own one
+    neighbour = c if c > chunks.OWN else c - 1
+    result[f'mode1_train_chunk{c}'] = forced(variables, neighbour)
+  assert golden.keys() == result.keys()
+  for key, value in golden.items():
+    assert golden_weights.error(result[key], value) < 2e-5, key
+
+
+def test_published_size():
+  backbone = models.build({'name': 'vil_2262'})
+  variables = models.abstract_variables(backbone)
+  assert sum(x.size for x in jax.tree.leaves(variables)) == 27_569_352
+  assert models.num_features(backbone) == 768 and backbone.drop_path == 0.1
+
+
+# Published files.
+
+
+def test_there_and_back_is_byte_equal():
+  _, entry, _, variables, _ = published()
+  state = golden_weights.weights(entry['state_dict'])
+  back = convert.to_published(variables, 'vil')
+  assert back.keys() == state.keys()
+  for key, value in state.items():
+    assert back[key].dtype == value.dtype and back[key].shape == value.shape
+    assert back[key].tobytes() == value.tobytes(), key
+
+
+@pytest.mark.parametrize(
+  'key',
+  [
+    'layer1.1.attn.query_global.weight',
+    'layer1.1.attn.kv_global.bias',
+    'layer1.1.attn.proj_global.weight',
+    'layer1.1.attn.relative_position_index',
+    'layer2.1.attn.relative_position_index',
+  ],
+)
+def test_what_their_files_hold_twice_has_to_agree(key):
+  backbone, variables = small()
+  state = convert.to_published(variables, 'vil')
+  like = models.abstract_variables(backbone)
+  convert.from_published(state, 'vil', like)
+  state[key] = state[key] + 1
+  with pytest.raises(UserError, match=rf'1 different: {key} \(values\)'):
+    convert.from_published(state, 'vil', like)
+
+
+def test_second_names_are_those_of_the_published_code():
+  state = convert.to_published(small()[1], 'vil')
+  shared = {key.split('.attn.')[0] for key in state if '_global.' in key}
+  assert shared == {'layer1.1'}  # none in full attention
+  _, alone = small(global_tokens=(0, 1, 0))
+  state = convert.to_published(alone, 'vil')
+  assert not [key for key in state if '_global.' in key]
+
+
+@pytest.mark.parametrize(
+  'config',
+  [
+    {'name': 'vil_2262'},
+    {'name': 'vil_2262', 'image_size': 96, 'window': 6},
+    SMALL,
+    {**SMALL, 'sparse': (False, True, True), 'global_tokens': (0, 0, 3)},
+  ],
+)
+def test_architectures_are_told_by_their_shapes(config):
+  module = models.build({**config, 'drop_path': 0.0})
+  shapes = models.abstract_variables(module)
+  variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  state = convert.to_published(variables, architecture.family(module))
+  found = architecture.infer(state, {})
+  assert found['name'] == config['name']
+  found = models.build({**found, 'drop_path': 0.0})
+  again = models.abstract_variables(found)
+  assert jax.tree.map(lambda x: x.shape, again) == jax.tree.map(
+    lambda x: x.shape, shapes
+  )
+  sides = [
+    [size // np.prod(module.patches[: i + 1]) for i in range(3)]
+    for size in (found.image_size, module.image_size)
+  ]
+  assert [s for s, x in zip(sides[0], module.sparse) if not x] == [
+    s for s, x in zip(sides[1], module.sparse) if not x
+  ]
+
+
+def test_a_file_in_and_out_gives_the_same_features(tmp_path):
+  backbone, variables = small()
+  about = {'model': architecture.resolved(SMALL, backbone), 'channels': 3}
+  network = {'params': {'backbone': variables['params']}, 'batch_stats': {}}
+  path = str(tmp_path / 'a.safetensors')
+  export.save(path, Weights(about, {'teacher': network}, {}))
+  bare = str(tmp_path / 'b.safetensors')  # without our description
+  safetensors.numpy.save_file(safetensors.numpy.load_file(path), bare)
+  images = jax.random.normal(KEY, (2, 20, 20, 3))
+  (want,) = jax.jit(backbone.apply)(variables, (images[:, None],))
+  for name in (path, bare):
+    apply, params = esvit_jax.load(name)
+    out = apply(params, images)
+    np.testing.assert_allclose(out.grid, want.grid[:, 0], atol=1e-6)
+    np.testing.assert_allclose(out.view, want.view[:, 0], atol=1e-6)
+
+
+# Chunks.
+
+
+def test_chunks_come_back_as_maps():
+  maps = [
+    jax.random.normal(KEY, (2, 3, 7, 5, 4)),
+    jax.random.normal(KEY, (2, 1, 2, 9, 4)),
+  ]
+  pieces = [chunks.to_chunks(x, 3) for x in maps]
+  assert [x.shape for x in pieces] == [(2, 3, 3, 2, 9, 4), (2, 1, 1, 3, 9, 4)]
+  row = jnp.concatenate([x.reshape(2, -1, 9, 4) for x in pieces], 1)
+  shapes = [x.shape[1:4] for x in maps]
+  for x, y, piece in zip(maps, chunks.split(row, shapes, 3), pieces):
+    np.testing.assert_array_equal(x, y)
+    np.testing.assert_array_equal(x, chunks.from_chunks(piece, x.shape[2:4]))
+
+
+def test_chunks_around_are_those_of_the_map():
+  # Every token holds its own place, so keys tell where they come from.
+  place = jnp.stack(jnp.mgrid[1:8, 1:6], -1)[None, None].astype(jnp.float32)
+  pieces = chunks.to_chunks(place, 3)
+  near = np.array(chunks.around(pieces, chunks.ALL))[0, 0]  # r c 81 2
+  on_map = np.array(chunks.on_map((7, 5), 3, chunks.ALL)).reshape(3, 2, 81)
+  index = chunks.relative_position_index(3)
+  for r, c in np.ndindex(3, 2):
+    for m, (dy, dx) in enumerate(itertools.product((-1, 0, 1), repeat=2)):
+      for t, (y, x) in enumerate(np.ndindex(3, 3)):
+        row, column = 3 * (r + dy) + y, 3 * (c + dx) + x
+        inside = 0 <= row < 7 and 0 <= column < 5
+        assert on_map[r, c, 9 * m + t] == inside
+        want = (row + 1, column + 1) if inside else (0, 0)
+        assert tuple(near[r, c, 9 * m + t]) == want
+        # The query at (1, 2) of the chunk.
+        offset = (1 - 3 * dy - y + 5) * 11 + (2 - 3 * dx - x + 5)
+        assert index[5, 9 * m + t] == offset
+  assert index.min() == 0 and index.max() == 11**2 - 1
+
+
+# Attention.
+
+WINDOW, GLOBAL, HEADS = 3, 2, 2
+SHAPES = ((2, 7, 5), (1, 3, 8))  # (V, h, w), pads in both
+
+
+def attention(mode: int = 0):
+  """A layer, its weights and tokens of 3 images."""
+  module = longformer.SparseAttention(
+    HEADS, GLOBAL, WINDOW, mode, 'fan_in', jnp.float32
+  )
+  T = sum(V * (GLOBAL + h * w) for V, h, w in SHAPES)
+  tokens = jax.random.normal(KEY, (3, T, 8))
+  shapes = jax.eval_shape(
+    functools.partial(module.init, shapes=SHAPES, train=False), KEY, tokens
+  )
+  params = golden_weights.random_variables(shapes)
+  return module, params, tokens
+
+
+def dense(params, tokens, offsets) -> np.ndarray:
+  """The same with (N, N) matrices: masks and biases from coordinates.
+
+  Args:
+    params: of the layer.
+    tokens: f[B, T, C].
+    offsets: (rows, columns) of the chunks that a chunk sees.
+  """
+  p = jax.tree.map(np.array, params['params'])
+
+  def linear(x, name):
+    return x @ p[name]['kernel'] + p[name]['bias']
+
+  outputs, start = [], 0
+  for V, h, w in SHAPES:
+    places = list(np.ndindex(h, w))
+    N, g = GLOBAL + h * w, GLOBAL
+    bias = np.zeros((HEADS, N, N), np.float32)
+    bias[:, :g, :g] = p['g2g_bias']
+    bias[:, :g, g:] = p['g2l_bias'][0][:, :, None]
+    bias[:, g:, :g] = p['g2l_bias'][1][:, None]
+    for (i, a), (j, b) in itertools.product(enumerate(places), repeat=2):
+      ca, cb = np.array(a) // WINDOW, np.array(b) // WINDOW
+      if tuple(cb - ca) in offsets:
+        dy, dx = np.array(a) - b + 2 * WINDOW - 1
+        row = p['bias_table'][dy * (4 * WINDOW - 1) + dx]
+        bias[:, g + i, g + j] = row
+      else:
+        bias[:, g + i, g + j] = -np.inf
+    for _ in range(V):
+      x = np.array(tokens[:, start : start + N])
+      q = linear(x, 'query').reshape(-1, N, HEADS, 4)
+      kv = linear(x, 'kv').reshape(-1, N, 2, HEADS, 4)
+      k, v = kv[:, :, 0], kv[:, :, 1]
+      logits = np.einsum('bqad,bkad->baqk', q, k) / 2 + bias[None]
+      probs = np.exp(logits - logits.max(-1, keepdims=True))
+      probs /= probs.sum(-1, keepdims=True)
+      out = np.einsum('baqk,bkad->bqad', probs, v).reshape(-1, N, 8)
+      outputs.append(linear(out, 'proj'))
+      start += N
+  return np.concatenate(outputs, 1)
+
+
+def offset(neighbour) -> tuple[int, int]:
+  return int(neighbour) // 3 - 1, int(neighbour) % 3 - 1
+
+
+@pytest.mark.parametrize('mode', [0, -1])
+def test_sparse_attention_is_masked_dense_attention(mode):
+  module, params, tokens = attention(mode)
+  out = jax.jit(functools.partial(module.apply, shapes=SHAPES, train=True))(
+    params, tokens
+  )
+  seen = chunks.ALL if mode == 0 else [chunks.OWN]
+  want = dense(params, tokens, {offset(i) for i in seen})
+  np.testing.assert_allclose(out, want, atol=1e-5)
+
+
+def test_a_random_neighbour_is_drawn_by_key_in_training_only():
+  module, params, tokens = attention(1)
+  wants = {
+    i: dense(params, tokens, {(0, 0), offset(i)})
+    for i in range(9)
+    if i != chunks.OWN
+  }
+  train = jax.jit(functools.partial(module.apply, shapes=SHAPES, train=True))
+  drawn = []
+  for seed in range(8):
+    out = train(params, tokens, rngs={'neighbour': jax.random.key(seed)})
+    drawn += [i for i, x in wants.items() if np.allclose(out, x, atol=1e-5)]
+  assert len(drawn) == 8 and len(set(drawn)) > 2
+
+  keys = jax.random.split(KEY, 300)
+  assert set(np.array(jax.vmap(longformer.draw_neighbour)(keys))) == set(wants)
+
+  def jaxpr(module):
+    apply = functools.partial(module.apply, shapes=SHAPES, train=False)
+    return str(jax.make_jaxpr(apply)(params, tokens))
+
+  assert jaxpr(module) == jaxpr(attention(0)[0])
+
+
+def test_biases_of_other_sizes_are_resized_as_an_image():
+  table = jax.random.normal(KEY, (9, 2))
+  same = longformer.expanded_bias(table, 2, 4)
+  # Tokens 0 and 3 are apart by one row and one column.
+  np.testing.assert_array_equal(same[:, 0, 3], table[0])
+  np.testing.assert_array_equal(same[:, 3, 0], table[8])
+  for count in (1, 6, 9):
+    flat = longformer.expanded_bias(jnp.full((9, 2), 3.0), 2, count)
+    assert flat.shape == (2, count, count)
+    np.testing.assert_allclose(flat, 3, rtol=1e-5)
+
+
+# The network.
+
+
+def small(channels: int = 3, **overrides):
+  """A backbone and random weights for it."""
+  backbone = models.build({**SMALL, **overrides})
+  shapes = models.abstract_variables(backbone, channels)
+  return backbone, golden_weights.random_variables(shapes)
+
+
+def random_groups(B=2, channels=3):
+  a, b = jax.random.split(KEY)
+  return (
+    jax.random.normal(a, (B, 2, 20, 20, channels)),
+    jax.random.normal(b, (B, 3, 14, 26, channels)),  # 7x13, 3x6, 1x3 tokens
+  )
+
+
+@functools.cache
+def exact() -> tuple:
+  """Features of the small network, float32, no drop path."""
+  backbone, variables = small()
+  return jax.jit(backbone.apply)(variables, random_groups())
+
+
+def test_packed_groups_and_views_are_as_alone():
+  backbone, variables = small()
+  apply = jax.jit(backbone.apply)
+  for group, together in zip(random_groups(), exact()):
+    B, V = group.shape[:2]
+    views = group.reshape(B * V, 1, *group.shape[2:])
+    (alone,) = apply(variables, (views,))
+    jax.tree.map(
+      lambda x, y, B=B, V=V: np.testing.assert_allclose(
+        x, y.reshape(B, V, *y.shape[2:]), atol=2e-5
+      ),
+      together,
+      alone,
+    )
+
+
+def test_shapes_of_features():
+  wide = exact()[1]
+  assert wide.view.shape == (2, 3, 16)
+  assert wide.grid.shape == (2, 3, 1, 3, 16)
+  assert [x.shape for x in wide.stages] == [
+    (2, 3, 7, 13, 8),
+    (2, 3, 3, 6, 8),
+    (2, 3, 1, 3, 16),
+  ]
+  assert [x.shape[-1] for x in wide.blocks] == [8, 8, 8, 16]
+  np.testing.assert_allclose(wide.view, wide.grid.mean((2, 3)), atol=1e-6)
+
+
+def test_a_global_token_speaks_for_the_view_where_there_is_one():
+  backbone, variables = small(global_tokens=(2, 1, 2))
+  features = jax.jit(backbone.apply)(variables, random_groups())
+  for f, other in zip(features, exact()):
+    assert f.grid.shape == other.grid.shape
+    np.testing.assert_array_equal(f.view, f.blocks[-1])
+    assert jnp.abs(f.view - f.grid.mean((2, 3))).max() > 0.1
+  images = random_groups()[0]
+  for stage in (0, 1):  # what a stage's own view sees is all of the map
+    grad = jax.grad(
+      lambda x, stage=stage: (
+        backbone.apply(variables, (x,))[0].blocks[stage][0, 0].sum()
+      )
+    )(images)
+    assert (jnp.abs(grad[0, 0]).max((1, 2)) > 0).all()
+    assert not jnp.any(grad[0, 1]) and not jnp.any(grad[1])
+
+
+@pytest.mark.parametrize('channels', [1, 5])
+def test_any_number_of_channels(channels):
+  backbone, variables = small(channels)
+  (_, wide) = jax.eval_shape(
+    backbone.apply, variables, random_groups(channels=channels)
+  )
+  assert wide.grid.shape == (2, 3, 1, 3, 16)
+  with pytest.raises(UserError, match=f'made for {channels}'):
+    backbone.apply(variables, random_groups(channels=3))
+
+
+def test_remat_changes_nothing_and_gradients_reach_everything():
+  _, variables = small()
+  rngs = {'drop_path': jax.random.key(7), 'neighbour': jax.random.key(8)}
+
+  def objective(backbone):
+    def value(variables):
+      features = backbone.apply(
+        variables, random_groups(), train=True, rngs=rngs
+      )
+      return sum(
+        (f.grid[..., ::2] ** 3).mean() + sum((x**3).mean() for x in f.blocks)
+        for f in features
+      )
+
+    return jax.jit(jax.value_and_grad(value))(variables)
+
+  random = {'mode': 1, 'drop_path': 0.3}
+  results = [objective(small(remat=r, **random)[0]) for r in (False, True)]
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-4),
+    *results,
+  )
+  for path, g in jax.tree.leaves_with_path(results[0][1]):
+    assert jnp.isfinite(g).all() and jnp.abs(g).max() > 0, path
+
+
+def test_bfloat16_is_close_and_keeps_float32_parameters():
+  backbone, variables = small(dtype='bfloat16')
+  made = models.abstract_variables(backbone)
+  assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype('float32')}
+
+  def value(variables):
+    features = backbone.apply(variables, random_groups())
+    return features[0].view.sum(), features
+
+  grads, rough = jax.jit(jax.grad(value, has_aux=True))(variables)
+  assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+  for x, y in zip(exact(), rough):
+    assert y.grid.dtype == y.blocks[0].dtype == jnp.float32
+    assert jnp.abs(x.view - y.view).max() < 0.1
+
+
+def test_drop_path_and_neighbours_are_for_training_only():
+  groups = random_groups()
+  plain, variables = small()
+  still = jax.make_jaxpr(plain.apply)(variables, groups)
+  for change in ({'drop_path': 0.5}, {'mode': 1}):
+    backbone, _ = small(**change)
+    assert str(jax.make_jaxpr(backbone.apply)(variables, groups)) == str(still)
+
+
+def test_a_sharded_batch_needs_no_communication():
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  split = NamedSharding(mesh, PartitionSpec('data'))
+  whole = NamedSharding(mesh, PartitionSpec())
+  backbone, variables = small(mode=1)
+  forward = jax.jit(
+    lambda v, g, k: backbone.apply(v, g, train=True, rngs={'neighbour': k}),
+    in_shardings=(whole, split, whole),
+    out_shardings=split,
+  )
+  text = forward.lower(variables, random_groups(B=8), KEY).compile().as_text()
+  assert 'dot(' in text
+  for collective in (
+    'all-gather',
+    'all-reduce',
+    'all-to-all',
+    'collective-permute',
+  ):
+    assert f'{collective}(' not in text
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'heads': (1,)}, 'need one entry per stage each'),
+    ({'heads': (3, 2, 2)}, '8 channels does not split into 3 heads'),
+    ({'mode': 2}, r'mode of the model is 2: use 0'),
+    ({'patches': (2, 0, 2)}, 'have to be 1 or more'),
+    ({'global_tokens': (1, -1, 0)}, '0 or more'),
+    ({'image_size': 7}, 'leaves no token in the last stage: use 8 or more'),
+    ({'window': 0}, 'window of vil is 0'),
+    ({'patch': 2}, "did you mean 'patches'"),
+  ],
+)
+def test_configs_that_do_not_fit(changes, words):
+  with pytest.raises(UserError, match=words) as error:
+    models.build({**SMALL, **changes})
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('side', 'words'),
+  [
+    (7, 'images of 7x7 px do not split into patches of 2 px'),
+    (6, 'stage 3 of the model gets a map of 1x1 .*use 8x8 px or more'),
+  ],
+)
+def test_images_that_do_not_fit(side, words):
+  backbone, variables = small()
+  with pytest.raises(UserError, match=words):
+    backbone.apply(variables, (jnp.zeros((1, 1, side, side, 3)),))
+
+
+def test_weights_at_the_start():
+  backbone = models.build({**SMALL, 'dims': (64,) * 3, 'depths': (1,) * 3})
+  params = jax.jit(backbone.init)(KEY, (jnp.zeros((1, 1, 20, 20, 3)),))
+  params = params['params']
+  sparse, full = params['layer1_1']['attn'], params['layer2_1']['attn']
+  for layer in (sparse['query'], sparse['kv'], full['qkv'], full['proj']):
+    np.testing.assert_allclose(layer['kernel'].std(), 64**-0.5, rtol=0.05)
+    np.testing.assert_array_equal(layer['bias'], 0)
+  for leaf in (
+    sparse['bias_table'],
+    sparse['g2l_bias'],
+    full['bias_table'],
+    params['layer1_0']['cls_token'],
+  ):
+    assert 0.003 < jnp.abs(leaf).max() < 0.1
+
+
+# Training.
+
+
+def losses(mesh, steps: int = 3) -> list[float]:
+  """Of EsViT with a tiny ViL, drop path and random neighbours."""
+  config = tiny()
+  model = {
+    **{k: v for k, v in SMALL.items() if k != 'depths'},
+    'depths': (1, 1, 1),
+    'patches': (2, 2, 2),
+    'image_size': 28,
+    'mode': 1,
+    'drop_path': 0.3,
+    'dtype': 'float32',
+  }
+  with config.unlocked():
+    config.model = model
+  job = jobs.prepare(config, mesh)
+  step = jobs.compile_step(job)
+  state, found = jobs.create_state(job), []
+  pipeline = data.Pipeline(job.sources['train'], config.seed, config.batch_size)
+  for i in range(steps):
+    batch = sharding.global_batch(job.mesh, pipeline[i])
+    state, values = step(state, batch, job.key)
+    found.append(float(values['loss']))
+  return found
+
+
+def test_training_on_eight_devices_is_training_on_one():
+  one = losses(sharding.mesh(jax.devices()[:1]))
+  mesh = sharding.mesh()
+  assert mesh.size == 8
+  np.testing.assert_allclose(losses(mesh), one, atol=1e-5)
+  assert len(set(one)) == 3
