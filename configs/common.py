@@ -60,6 +60,7 @@ def base() -> ConfigDict:
   c.eval.every_epochs = 10.0  # 0: only at both ends
   c.eval.during = 'knn'  # evaluators then: names of evals.EVALS, with commas
   c.eval.at_ends = 'knn,linear'
+  c.eval.metric = 'top1'  # of predicted classes: a name of evals.scores.METRICS
   c.eval.batch_size = 256
   c.eval.size = 224  # pixels
   c.eval.train_images = 50_000  # at most this many; 0: all

@@ -97,7 +97,9 @@ def run(config, directory: str = '') -> dict:
 def synthetic_job(config, mesh) -> jobs.Job:
   """A job whose images are noise of the config's canvas."""
   side = config.data.canvas or config.views.globals.size
-  source = SimpleNamespace(canvas=(side, side), classes=range(CLASSES))
+  source = SimpleNamespace(
+    canvas=(side, side), classes=range(CLASSES), label_shape=()
+  )
   return jobs.plan(config, mesh, {'train': source, 'test': None}, HORIZON)
 
 

@@ -34,9 +34,8 @@ def run(config, directory: str = '', out=sys.stdout) -> dict:
     UserError: the network, the images or the config cannot be used.
   """
   if config.task not in protocols.PROTOCOLS:
-    raise UserError(
-      f"no evaluation '{config.task}': choose from {', '.join(protocols.PROTOCOLS)}"
-    )
+    names = ', '.join(protocols.PROTOCOLS)
+    raise UserError(f"no evaluation '{config.task}': choose from {names}")
   result = protocols.PROTOCOLS[config.task](config, directory, out)
   write(result)
   _print(result, out)

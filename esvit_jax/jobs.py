@@ -94,7 +94,7 @@ def plan(config, mesh, sources, horizon) -> Job:
   batch = {
     'image': ((B, height, width, config.data.channels), jnp.uint8),
     'size': ((B, 2), jnp.int32),
-    'label': ((B,), jnp.int32),
+    'label': ((B, *sources['train'].label_shape), jnp.int32),
     'index': ((B,), jnp.int32),
   }
   batch = {

@@ -6,6 +6,7 @@ import jax
 
 from esvit_jax import evals, health, sharding
 from esvit_jax.errors import UserError
+from esvit_jax.evals.scores import METRICS
 from esvit_jax.jobs import Job
 
 RANK_IMAGES = 512  # the effective rank is read off this many
@@ -25,10 +26,17 @@ class Judge:
     self.job, self.directory = job, directory
     train, test = job.sources['train'], job.sources['test']
     self.able = bool(test and train.classes and test.classes)
+    if not job.method.predict and train.several:
+      self.able = False  # k-NN votes for one class
 
     c = job.config
     self._during = evaluators('eval.during', c.eval.during)
     self._at_ends = evaluators('eval.at_ends', c.eval.at_ends)
+    if c.eval.metric not in METRICS:
+      raise UserError(
+        f"config.eval.metric is '{c.eval.metric}': choose from "
+        f'{", ".join(METRICS)}'
+      )
     view = (c.eval.size, c.data.mean, c.data.std)
 
     def network(params, stats, batch):
@@ -77,9 +85,10 @@ class Judge:
 
   def _accuracy(self, who) -> dict[str, float]:
     found, labels = evals.extract(who, self._batches('test'))
+    metric = METRICS[self.job.config.eval.metric]
     return {
-      f'accuracy/{name}': 100 * float((x.argmax(1) == labels).mean())
-      for name, x in found.items()
+      f'accuracy/{name}': metric(scores, labels)
+      for name, scores in found.items()
     }
 
   def _batches(self, split: str):

@@ -318,7 +318,8 @@ def layer_scales(params: Tree, decay: float) -> Tree:
 
   Args:
     params: paths name blocks 'block3' or 'stage1_block0' and, between
-      stages, 'merge0'.
+      stages, 'merge0'; in ViL 'layer2_0' merges, each two parts after it are
+      a block.
     decay: factor from one layer to the layer below it.
 
   Returns:
@@ -347,6 +348,9 @@ def _place(path: str) -> tuple[float, int]:
     return int(stage), int(block)
   if found := re.search(r'\bmerge(\d+)/', path):
     return int(found[1]) + 1, 0
+  if found := re.search(r'\blayer(\d+)_(\d+)/', path):
+    stage, part = map(int, found.groups())
+    return BELOW if stage + part == 1 else (stage - 1, max(part - 1, 0) // 2)
   if re.search(r'\b(cls_token|pos_embed|patch_embed|patch_norm)\b', path):
     return BELOW
   return ABOVE

@@ -276,7 +276,7 @@ def files_give_equal_features(case: Case, folder) -> None:
   found = weights.from_file(file, config=case.infer)
   told = models.build({**found.about['model'], 'drop_path': 0.1})
   assert told == backbone
-  export.save(folder / 'b.safetensors', found)
+  export.save(os.fspath(folder / 'b.safetensors'), found)
   export.save_run(os.fspath(folder / 'run'), found, 'a.pth')
 
   images = groups()[0][:, 0]

@@ -21,7 +21,7 @@ EVERYTHING = {
   'finetune.cutmix': 1.0,
   'finetune.smoothing': 0.1,
   'finetune.erase': 0.5,
-  'finetune.drop_path': 0.3,
+  'model.drop_path': 0.3,
 }
 
 

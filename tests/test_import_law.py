@@ -20,14 +20,14 @@ LAW = {
   '__init__': ('interop', ''),
   'train': (
     'jobs judge data checkpoint metrics health sharding analysis summary '
-    'state workdir provenance',
+    'state workdir provenance interop',
     'jax numpy',
   ),
   'jobs': ('methods data optim sharding state limits metrics', 'jax optax'),
   'evaluate': ('protocols provenance workdir analysis', 'rich'),
   'protocols': (
-    'augment data evals sharding interop models train',
-    'jax numpy',
+    'augment analysis data evals interop metrics models sharding train workdir',
+    'jax numpy rich',
   ),
   'judge': ('jobs evals health sharding', 'jax'),
   'bench': ('jobs sharding state limits', 'jax numpy optax rich'),

@@ -421,30 +421,38 @@ def test_layer_groups_of_mae_lite(golden, fields):
     np.testing.assert_allclose(found[ours(key)], expected, rtol=1e-5)
 
 
+def layers(c):
+  """Module of the backbone -> its distance from the top."""
+  found = {}
+  for name, scale in by_path(optim.layer_scales(shapes(c), 0.5)).items():
+    module = name.removeprefix('backbone/').split('/')[0]
+    depth = round(np.log(scale) / np.log(0.5))
+    assert found.setdefault(module, depth) == depth
+  assert [found.pop(name) for name in ('norm', 'fc_norm', 'head')] == [0, 0, 0]
+  return found
+
+
 def test_layers_of_a_multi_stage_backbone():
   """One id for each block; what merges goes with the block after it."""
-  p = shapes(
-    {'name': 'swin', 'dims': (8, 16), 'depths': (2, 1), 'heads': (1, 1)}
-  )
-  ids = {
-    name: round(np.log(scale) / np.log(0.5))
-    for name, scale in by_path(optim.layer_scales(p, 0.5)).items()
-  }
-  modules = {}
-  for name, depth in ids.items():
-    module = re.sub('^backbone/', '', name).split('/')[0]
-    assert modules.setdefault(module, depth) == depth
-  assert modules == {
+  swin = {'name': 'swin', 'dims': (8, 16), 'depths': (2, 1), 'heads': (1, 1)}
+  assert layers(swin) == {
     'patch_embed': 4,
     'patch_norm': 4,
     'stage0_block0': 3,
     'stage0_block1': 2,
     'merge0': 1,
     'stage1_block0': 1,
-    'norm': 0,
-    'fc_norm': 0,
-    'head': 0,
   }
+
+
+def test_layers_of_vil():
+  """An attention and an MLP are a block."""
+  blocks = [(i + 1, j) for i, n in enumerate((2, 2, 6, 2)) for j in range(n)]
+  expected = {'layer1_0': len(blocks) + 1}
+  for depth, (stage, j) in zip(range(len(blocks), 0, -1), blocks):
+    parts = (2 * j + 1, 2 * j + 2) if j or stage == 1 else (0, 1, 2)
+    expected |= {f'layer{stage}_{part}': depth for part in parts}
+  assert layers({'name': 'vil_2262'}) == expected
 
 
 def test_layer_decay_joins_other_factors():

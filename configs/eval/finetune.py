@@ -19,7 +19,7 @@ from configs import common, quickstart
 # Left open: as in the checkpoint's run.
 OPEN = {'source': '', 'canvas': -1, 'mean': (), 'std': ()}
 # The network without a checkpoint: MAE-Lite's.
-VIT_TINY = {'name': 'vit_tiny', 'heads': 12}
+VIT_TINY = {'name': 'vit_tiny', 'heads': 12, 'drop_path': 0.0}
 
 # Over MAE-Lite's improved recipe, which get_config writes out.
 RECIPES = {
@@ -31,7 +31,7 @@ RECIPES = {
     'finetune.cutmix': 1.0,
     'finetune.smoothing': 0.1,
     'finetune.erase': 0.25,
-    'finetune.drop_path': 0.1,
+    'model.drop_path': 0.1,
   },
   'deit': {
     # Three views of each image (repeated augmentation): 768 in a batch, and
@@ -46,7 +46,7 @@ RECIPES = {
     'finetune.cutmix': 1.0,
     'finetune.smoothing': 0.1,
     'finetune.erase': 0.25,
-    'finetune.drop_path': 0.1,
+    'model.drop_path': 0.1,
     'optim.lr': 7.5e-4,  # 5e-4 for 512 views
     'optim.start_lr': 1e-6,
     'optim.min_lr': 1e-5,
@@ -114,7 +114,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.finetune.classes = 0  # 0: as many as the data has
   c.finetune.pool = 'gap'  # or 'cls', 'mean', 'cls_mean': models/classifier.py
   c.finetune.head_std = 0.02  # of the head's first weights
-  c.finetune.drop_path = 0.0
   c.finetune.mixup = 0.2  # of Beta(a, a), one draw for each batch; 0: none
   c.finetune.cutmix = 0.0  # likewise
   c.finetune.mix_switch = 0.5  # probability of CutMix where there are both

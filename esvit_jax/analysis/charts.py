@@ -86,21 +86,21 @@ def chart(
     aria_label=_in_words(title, curves, xs),
     data_plot=f'{LEFT} {WIDTH - RIGHT} {xs.low:.12g} {xs.high:.12g} {WIDTH}',
   )
-  newest = max(s.points[-1][0] for s in curves)
+  step = max(s.points[-1][0] for s in curves)
   legend = [
     element(
       'li',
       swatch(s.color),
       s.label,
       ' ',
-      element('b', short(_last(s.points))),
+      element('b', short(newest(s.points))),
     )
     for s in curves
   ]
   head = element(
     'figcaption',
     element('h3', title),
-    element('span', 'step ', element('b', f'{newest:,.0f}'), class_='at'),
+    element('span', 'step ', element('b', f'{step:,.0f}'), class_='at'),
     element('ul', legend, class_='legend'),
   )
   return element('figure', head, svg, class_='chart')
@@ -111,13 +111,18 @@ def swatch(color: int) -> Markup:
   return element('i', class_=_class(color))
 
 
+def newest(points: Sequence[Point]) -> float:
+  """The last value that is one."""
+  return next(y for _, y in reversed(points) if y is not None)
+
+
 def drawable(points: Sequence[Point], log: bool = False) -> list[Point]:
   """What can be drawn of a series, at most two values for each bucket.
 
   Gaps in between stay gaps, those at the ends go.
   """
   points = [
-    (x, None if y is None or (log and y <= 0) else y) for x, y in points
+    (x, None if y is None or (log and y < TINY) else y) for x, y in points
   ]
   while points and points[-1][1] is None:
     points.pop()
@@ -180,7 +185,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def short(x: float, digits: int = 4) -> str:
-  """A number in a few characters: 0, 0.25, 5e-4, 1,200, 1.25M."""
+  """A number in a few characters: 0, 0.25, 5e-5, 1,200, 1.25M."""
   if not x:
     return '0'
   if abs(x) >= 999_500:
@@ -189,7 +194,7 @@ def short(x: float, digits: int = 4) -> str:
     return f'{x / 1e3:.3g}k'
   if abs(x) >= 1000:
     return f'{x:,.0f}'
-  if abs(x) < 1e-3:
+  if abs(x) < 1e-4:
     factor, _, power = f'{x:.2e}'.partition('e')
     return f'{float(factor):g}e{int(power)}'
   return f'{x:.{digits}g}'
@@ -272,13 +277,9 @@ def _y(value: float, ys: Scale) -> float:
   return round(HEIGHT - BOTTOM - ys(value) * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def _last(points: Sequence[Point]) -> float:
-  return next(y for _, y in reversed(points) if y is not None)
-
-
 def _in_words(title: str, curves: Sequence[Series], xs: Scale) -> str:
   said = []
   for s in curves:
     first = next(y for _, y in s.points if y is not None)
-    said.append(f'{s.label} from {short(first)} to {short(_last(s.points))}')
+    said.append(f'{s.label} from {short(first)} to {short(newest(s.points))}')
   return f'{title} up to step {xs.high:,.0f}: {"; ".join(said)}'

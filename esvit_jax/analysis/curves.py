@@ -23,12 +23,14 @@ def of_run(run: Record) -> Markup:
     ]
     curves = [s for s in curves if any(y is not None for _, y in s.points)]
     if not any(changes(s) for s in curves):
-      still += [f'{title} {charts.short(s.points[-1][1])}' for s in curves]
+      for s in curves:
+        what = title if len(names) == 1 else s.label
+        still.append(f'{what} {charts.short(charts.newest(s.points))}')
       continue
     figures.append(
       charts.chart(title, curves, axis, rules(run, names), run.step)
     )
-  if not figures:
+  if not figures and not still:
     text = 'Nothing was measured yet.'
     return element('p', text, class_='soft')
   parts = [element('div', figures, class_='charts')]

@@ -114,7 +114,14 @@ class Record(NamedTuple):
 
   def verdict(self) -> list[str]:
     """As health.verdict says it; empty where nothing was reported."""
-    return health.verdict(self.lines, self.chance)
+    lines = self.lines
+    if self.chance is None:  # against which these would be read
+      targets = ('train/teacher_entropy', 'train/teacher_kl_uniform')
+      lines = [
+        {name: x for name, x in line.items() if name not in targets}
+        for line in lines
+      ]
+    return health.verdict(lines, self.chance)
 
   def last(self, name: str) -> float | None:
     """The newest value of a metric."""

@@ -274,7 +274,7 @@ def pictures(run: Record) -> Markup:
       continue
     image, width, height = embedded
     head = [element('h3', title), element('p', caption) if caption else None]
-    alt = f'{title}. {caption}'.strip()
+    alt = f'{title}. {caption}' if caption else title
     figures.append(
       element(
         'figure',

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from esvit_jax.data import embedded, folder, tfds
+from esvit_jax.data import embedded, filelist, folder, tfds
 from esvit_jax.data.pipeline import Feed, Pipeline, epoch
 from esvit_jax.data.source import Source
 from esvit_jax.data.subset import few_labels, hold_out, labels, subset
@@ -22,6 +22,7 @@ from esvit_jax.errors import UserError
 SOURCES = {
   'embedded': embedded.open_split,
   'folder': folder.open_split,
+  'list': filelist.open_split,
   'tfds': tfds.open_split,
 }
 
@@ -47,7 +48,8 @@ def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
   """Opens one split of the images that a config names.
 
   Args:
-    config: `source` ('embedded', 'folder:/path' or 'tfds:name') and, each
+    config: `source` ('embedded', 'folder:/path', 'list:/path' or 'tfds:name')
+      and, each
       optional (None means the default): `split` ('train'), `data_dir` (where
       tfds keeps its sets), `canvas` (pixels, one number or (height, width)),
       `channels` (1 or 3).
@@ -62,7 +64,7 @@ def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
     hint = f' (did you mean {near[0]!r}?)' if near else ''
     raise UserError(
       f'data.source {config["source"]!r} is unknown{hint}: use '
-      "'embedded', 'folder:/path' or 'tfds:name'"
+      "'embedded', 'folder:/path', 'list:/path' or 'tfds:name'"
     )
   channels = config.get('channels') or None
   if channels not in (None, 1, 3):

@@ -220,7 +220,7 @@ class _Reader:
     batch = {
       'image': np.zeros(shape, np.uint8),
       'size': np.zeros((rows, 2), np.int32),
-      'label': np.full(rows, -1, np.int32),
+      'label': np.full((rows, *self._source.label_shape), -1, np.int32),
       'index': np.full(rows, -1, np.int32),
     }
     if not self._substitute:

@@ -60,17 +60,20 @@ def hold_out(
 
 
 def labels(source: Source, workers: int = 8) -> np.ndarray:
-  """Every label of a source, i32[N]; -1 where an image cannot be read."""
+  """Every label of a source, i32[N] (i32[N, C] where an image has several).
+
+  -1 where an image cannot be read.
+  """
 
   def label(i):
     try:
       return source.read(i)[1]
     except (OSError, Unreadable):
-      return -1
+      return np.full(source.label_shape, -1, np.int32)
 
   with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:
     found = pool.map(label, range(len(source)), chunksize=256)
-    return np.fromiter(found, np.int32, len(source))
+    return np.array(list(found), np.int32)
 
 
 def few_labels(source: Source, amount: str, seed: int = 0) -> Source:

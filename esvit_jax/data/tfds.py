@@ -55,6 +55,7 @@ def open_split(
   wanted = _features(title, dict(info.features.items()))
   features = tfds.features.FeaturesDict(wanted)
   decoders = {'image': tfds.decode.SkipDecoding()}
+  classes = getattr(wanted.get('label', wanted.get('labels')), 'names', None)
   ends = list(itertools.accumulate(each.take for each in instructions))
 
   def where(i: int) -> str:
@@ -62,10 +63,24 @@ def open_split(
     each = instructions[k]
     return f'{each.filename}#{i - ends[k] + each.take + each.skip}'
 
+  several = 'labels' in wanted
+
+  def label(example) -> int | np.ndarray:
+    if not several:
+      return int(example.get('label', -1))
+    there = np.zeros(len(classes), np.int32)
+    there[example['labels']] = 1
+    if 'labels_no_difficult' in wanted:
+      # VOC counts images where a thing is hard to see neither way.
+      sure = np.zeros_like(there)
+      sure[example['labels_no_difficult']] = 1
+      there[there > sure] = -1
+    return there
+
   def read(i: int) -> tuple[bytes | np.ndarray, int]:
     try:
       example = features.deserialize_example_np(records[i], decoders=decoders)
-      return example['image'], int(example.get('label', -1))
+      return example['image'], label(example)
     except Exception as error:  # protobuf and tfds each have their own
       raise Unreadable(error) from error
 
@@ -73,11 +88,12 @@ def open_split(
     name=f'tfds {info.full_name}',
     split=split,
     count=len(records),
-    classes=getattr(wanted.get('label'), 'names', None),
+    classes=classes,
     read=read,
     where=where,
     canvas=canvas or fitting_canvas(len(records), read),
     channels=channels or (1 if wanted['image'].shape[-1] == 1 else 3),
+    several=several,
   )
 
 
@@ -161,7 +177,10 @@ def _records(
 
 
 def _features(title: str, features: dict[str, Any]) -> dict[str, Any]:
-  """The features to parse: image and, if the set has one number, label."""
+  """The features to parse: the image, and its label or labels if it has any.
+
+  Several labels are a sequence of classes, such as VOC's.
+  """
   image = features.get('image')
   if image is None or image.np_dtype not in (np.uint8, np.uint16):
     raise UserError(
@@ -169,6 +188,13 @@ def _features(title: str, features: dict[str, Any]) -> dict[str, Any]:
       f'{", ".join(features)}'
     )
   label = features.get('label')
+  several = {
+    name: features[name]
+    for name in ('labels', 'labels_no_difficult')
+    if getattr(getattr(features.get(name), 'feature', None), 'names', None)
+  }
+  if label is None and 'labels' in several:
+    return {'image': image, **several}
   if label is None or label.shape != ():
     return {'image': image}
   return {'image': image, 'label': label}

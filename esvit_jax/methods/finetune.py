@@ -44,10 +44,7 @@ def build(
   classes = _classes(c.classes, classes)
   group = _only_globals(augment.view_groups(config.views))
   _check(c, decay)
-  model = dict(config.model)
-  if 'drop_path' in model:
-    model['drop_path'] = c.drop_path
-  network = Classifier(models.build(model), classes, c.pool, c.head_std)
+  network = Classifier(models.build(config.model), classes, c.pool, c.head_std)
 
   def init(key):
     image = jnp.zeros((1, group.size, group.size, config.data.channels))

@@ -1,6 +1,6 @@
 """Evaluations of a finished network: one file and one line here for each."""
 
-from esvit_jax.protocols import finetune, fixed, probe
+from esvit_jax.protocols import finetune, fixed, probe, transfer
 from esvit_jax.protocols.subject import Result
 
 # name -> run(config, directory, out) -> Result
@@ -9,6 +9,7 @@ PROTOCOLS = {
   'linear': fixed.protocol('linear'),
   'probe': probe.run,
   'finetune': finetune.run,
+  'transfer': transfer.run,
 }
 
 __all__ = ['PROTOCOLS', 'Result']

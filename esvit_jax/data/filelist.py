@@ -1,0 +1,93 @@
+"""Images named by lists, as many sets are published: one text file a split."""
+
+import os
+import pathlib
+
+from esvit_jax.data.source import Source, fitting_canvas
+from esvit_jax.errors import UserError
+
+_ENDINGS = ('', '.jpg', '.jpeg', '.png')
+_FOLDERS = ('', 'images')
+
+
+def open_split(
+  place: str,
+  split: str,
+  data_dir: str | None,
+  canvas: tuple[int, int] | None,
+  channels: int | None,
+) -> Source:
+  """Opens the images that PLACE/SPLIT.txt lists.
+
+  A line is a path, then (or not) its label, any text. Paths are relative to
+  the folder or its sub-folder `images`, and may lack .jpg or .png. Labels are
+  numbered in sorted order (as numbers, if all are) over all the lists.
+
+  Args:
+    place: the folder.
+    split: name of the list; 'train+val' is one after the other.
+    data_dir: unused.
+    canvas: (height, width), or None to fit what is listed.
+    channels: 1 or 3; None means 3.
+
+  Raises:
+    UserError: no such list, no images in it, some lines without a label.
+  """
+  del data_dir
+  root = pathlib.Path(place).expanduser()
+  lists = {path.stem: path for path in sorted(root.glob('*.txt'))}
+  lines = []
+  for name in split.split('+'):
+    if name not in lists:
+      there = ', '.join(lists) or 'no .txt file'
+      raise UserError(
+        f'file lists in {str(root)!r}: no split {name!r}; there is {there}'
+      )
+    lines += _read(lists[name])
+  every = [label for path in lists.values() for _, label in _read(path)]
+  names = sorted({x for x in every if x}, key=_order(every))
+  number = {name: k for k, name in enumerate(names)}
+  labelled = [bool(label) for _, label in lines]
+  if not lines or any(labelled) != all(labelled):
+    what = 'lists no images' if not lines else 'has lines without a label'
+    raise UserError(f'file list {split!r} in {str(root)!r} {what}')
+  labels = [number.get(label, -1) for _, label in lines]
+
+  def where(i: int) -> str:
+    path = lines[i][0]
+    for folder in _FOLDERS:
+      for ending in _ENDINGS:
+        found = root / folder / f'{path}{ending}'
+        if found.is_file():
+          return str(found)
+    return os.path.join(root, path)
+
+  def read(i: int) -> tuple[bytes, int]:
+    with open(where(i), 'rb') as file:
+      return file.read(), labels[i]
+
+  return Source(
+    name=f'list {root}',
+    split=split,
+    count=len(lines),
+    classes=names or None,
+    read=read,
+    where=where,
+    canvas=canvas or fitting_canvas(len(lines), read),
+    channels=channels or 3,
+  )
+
+
+def _read(path: pathlib.Path) -> list[tuple[str, str]]:
+  """(path, label or '') of each line that is not empty."""
+  try:
+    text = path.read_text(encoding='utf-8')
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f'cannot read the file list {path} ({e})') from None
+  parts = [line.split(maxsplit=1) for line in text.splitlines()]
+  return [(p[0], p[1].strip() if p[1:] else '') for p in parts if p]
+
+
+def _order(labels):
+  """Sorts numbers as numbers."""
+  return int if all(x.isdigit() for x in labels if x) else str

@@ -1,0 +1,164 @@
+"""One network on many labelled sets: the transfer suites.
+
+Each set is judged by a linear probe or by fine-tuning, in its own metric. A
+set that is not on disk, or fails, is said so and the others go on; what is
+done is kept in transfer/NAME.json, and the same command goes on from there.
+"""
+
+import json
+import os
+import statistics
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from esvit_jax import data, workdir
+from esvit_jax.errors import UserError
+from esvit_jax.protocols import finetune, probe, suites
+from esvit_jax.protocols.subject import Result, prepare
+
+MODES = ('probe', 'finetune')
+
+
+def run(config, directory: str, out) -> Result:
+  """Judges all sets of a suite that are on disk.
+
+  Returns:
+    Figures: set -> percent, 'mean' of them, and against a baseline 'wins' and
+    'compared'.
+
+  Raises:
+    UserError: the network or the config cannot be used at all.
+  """
+  c = config.transfer
+  if c.mode not in MODES:
+    raise UserError(f"config.transfer.mode is '{c.mode}': use probe, finetune")
+  rows = suites.chosen(c.suite)
+  baseline = _baseline(c.baseline)
+  config = config.copy_and_resolve_references()
+  config.data.source = config.data.source or 'embedded'
+  # A network that cannot be read fails here, before the first set.
+  subject = prepare(config, directory)
+  directory = subject.directory
+  folder = os.path.join(directory, 'transfer')
+  os.makedirs(folder, exist_ok=True)
+  figures, failed = {}, {}
+  for name, row in rows.items():
+    try:
+      figures[name] = _once(config, directory, name, row, out)
+      print(f'{row.title}: {figures[name]:.2f} ({row.metric})', file=out)
+    except UserError as e:
+      failed[name] = str(e)
+      print(f'{row.title}: not judged: {e}', file=out)
+  _print(rows, figures, failed, baseline, out)
+  found = dict(figures)
+  if figures:
+    found['mean'] = statistics.mean(figures.values())
+  if baseline:
+    both = figures.keys() & baseline.keys()
+    found['compared'] = len(both)
+    found['wins'] = sum(figures[name] > baseline[name] for name in both)
+  if failed:
+    found['not_judged'] = failed
+  return Result(directory, config, subject.which, found)
+
+
+def _once(config, directory: str, name: str, row, out) -> float:
+  """The score of one set, computed or remembered."""
+  one = placed(config, name, row)
+  file = os.path.join(directory, 'transfer', f'{name}.json')
+  asked = json.loads(json.dumps(one.to_dict()))
+  if os.path.exists(file):
+    with open(file, encoding='utf-8') as f:
+      done = json.load(f)
+    if done['config'] == asked:
+      return done['score']
+  if config.transfer.mode == 'probe':
+    figures = probe.figures(prepare(one, directory))
+    score = figures[row.metric]
+  else:
+    where = os.path.join(directory, 'transfer', name)
+    figures = finetune.run(one, where, out).figures
+    score = figures['accuracy/student']
+  done = {'score': score, 'figures': figures, 'config': asked}
+  workdir.write_json(file, done)
+  return score
+
+
+def placed(config, name: str, row: suites.Set):
+  """The config of one set.
+
+  Raises:
+    UserError: it is not on disk.
+  """
+  root = config.transfer.root
+  folder = os.path.join(root, name) if root else ''
+  if config.transfer.mode == 'finetune':
+    one = config.finetuning.copy_and_resolve_references()
+    one.checkpoint, one.which = config.checkpoint, config.which
+    one.eval.metric = row.metric
+    one.views.globals.flip = 0.5 * row.flip
+    if row.metric == 'map_11':
+      raise UserError('fine-tuning learns one label an image: use mode=probe')
+  else:
+    one = config.copy_and_resolve_references()
+    one.probe.flip, one.probe.metric = row.flip, row.metric
+    with one.unlocked():
+      del one.transfer, one.finetuning
+  for field in ('workers', 'data_dir', 'max_corrupt', 'few'):
+    one.data[field] = config.data[field]
+  one.data.canvas = max(config.data.canvas, 0)  # 0: what the set needs
+  one.data.split, one.data.test_split = row.train, row.test
+  if folder and os.path.isdir(folder):
+    lists = any(x.endswith('.txt') for x in os.listdir(folder))
+    one.data.source = f'{"list" if lists else "folder"}:{folder}'
+    one.data.split, one.data.test_split = 'train', 'test'
+  elif row.source == 'embedded':
+    one.data.source = 'embedded'
+  elif row.source:
+    one.data.source = f'tfds:{row.source}'
+  else:
+    raise UserError(suites.LISTS.format(root=root or 'ROOT', name=name))
+  data.open_source(one.data.to_dict(), one.data.split)
+  return one
+
+
+def _baseline(path: str) -> dict[str, float]:
+  """Scores by set, of another transfer.json or of a run that has one."""
+  if not path:
+    return {}
+  if os.path.isdir(path):
+    path = os.path.join(path, 'eval', 'transfer.json')
+  try:
+    with open(path, encoding='utf-8') as f:
+      found = json.load(f)['figures']
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise UserError(
+      f'cannot read the baseline {path} ({type(e).__name__}): give a '
+      'transfer.json, or a run that was judged by this suite'
+    ) from None
+  return {k: v for k, v in found.items() if k in suites.SETS}
+
+
+def _print(rows, figures, failed, baseline, out) -> None:
+  table = Table(box=box.SIMPLE_HEAD, title='transfer')
+  table.add_column('set')
+  table.add_column('metric')
+  table.add_column('score', justify='right')
+  if baseline:
+    table.add_column('baseline', justify='right')
+    table.add_column('win')
+  for name, row in rows.items():
+    score = figures.get(name)
+    cells = [row.title, row.metric, '-' if score is None else f'{score:.2f}']
+    if baseline:
+      theirs = baseline.get(name)
+      cells.append('-' if theirs is None else f'{theirs:.2f}')
+      both = score is not None and theirs is not None
+      cells.append('yes' if both and score > theirs else '')
+    table.add_row(*cells)
+  Console(file=out, width=80).print(table)
+  for name, why in failed.items():
+    note = f' ({rows[name].note})' if rows[name].note else ''
+    print(f'{rows[name].title}: {why}{note}', file=out)

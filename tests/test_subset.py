@@ -1,0 +1,68 @@
+"""Parts of a source: held-out images, few labels."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from esvit_jax import data
+from esvit_jax.data.subset import few_labels
+from esvit_jax.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def train():
+  return data.open_source({'source': 'embedded'}, 'train')
+
+
+def test_held_out_and_the_rest_are_the_whole(train):
+  rest, held = data.hold_out(train)
+  assert (len(rest), len(held)) == (9000, 1000)
+  names = {rest.where(i) for i in range(9000)} | {
+    held.where(i) for i in range(1000)
+  }
+  assert len(names) == 10_000
+  again = data.hold_out(train)[1]
+  assert [again.where(i) for i in range(9)] == [held.where(i) for i in range(9)]
+  assert held.where(0) != data.hold_out(train, seed=1)[1].where(0)
+
+
+def test_a_config_can_ask_for_it(train):
+  config = {'source': 'embedded', 'test_split': 'held_out'}
+  rest, held = data.open_pair(config)
+  assert (len(rest), len(held)) == (9000, 1000)
+  assert data.open_pair({**config, 'test_split': ''})[1] is None
+  assert len(data.open_pair({**config, 'test_split': 'auto'})[1]) == 2000
+
+
+def test_few_labels_are_of_every_class(train):
+  y = data.labels(train)
+  assert len(y) == 10_000
+  assert set(y) == set(range(10))
+  one_percent = data.labels(few_labels(train, '1%'))
+  share = np.round(0.01 * np.bincount(y))
+  np.testing.assert_allclose(np.bincount(one_percent), share, atol=1)
+  assert (np.bincount(data.labels(few_labels(train, '7'))) == 7).all()
+  assert few_labels(train, '') is train
+
+
+@pytest.mark.parametrize(
+  ('amount', 'words'),
+  [('lots', 'no amount'), ('0', 'at least one'), ('200%', 'share')],
+)
+def test_bad_amounts_are_told(train, amount, words):
+  with pytest.raises(UserError, match=words):
+    few_labels(train, amount)
+
+
+def test_unlabelled_images_have_no_few_labels(train):
+  bare = dataclasses.replace(
+    train, classes=None, read=lambda i: (train.read(i)[0], -1)
+  )
+  with pytest.raises(UserError, match='label'):
+    few_labels(bare, '1%')
+
+
+def test_too_few_to_hold_out(train):
+  with pytest.raises(UserError, match='too few'):
+    data.hold_out(data.subset(train, [0, 1], 'two'))
