@@ -13,7 +13,10 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['esvit_jax', 'esvit_jax.*']),
-  package_data={'esvit_jax.data': ['fashion_mnist.npz', '*NOTICE*']},
+  package_data={
+    'esvit_jax.data': ['fashion_mnist.npz', '*NOTICE*'],
+    'esvit_jax.analysis': ['report.css', 'report.js'],
+  },
   install_requires=[
     'absl-py',
     'array_record',

@@ -5,7 +5,7 @@ features = apply(params, images)  # .view [N, D], .grid [N, h, w, D]
 """
 
 
-def load(path: str, which: str = 'teacher'):
+def load(path: str, which: str = 'auto'):
   """A trained backbone as (apply, params): see `interop.export.load`."""
   # Here, so that `import esvit_jax` stays cheap.
   from esvit_jax.interop import export

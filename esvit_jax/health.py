@@ -218,7 +218,7 @@ def _targets(reports, chance) -> tuple[Signal | None, ...]:
   """Entropy, KL of the mean from uniform, and groups told apart (1 or more)."""
   entropy = _signal(reports, 'teacher_entropy')
   kl = _signal(reports, 'teacher_kl_uniform')
-  if not entropy or not kl:
+  if chance is None or not entropy or not kl:
     return None, None, None
   told = [
     math.exp(max(chance - k - h, 0))

@@ -3,8 +3,9 @@
 import os
 
 import jax
+import numpy as np
 
-from esvit_jax import evals, health, sharding
+from esvit_jax import data, evals, health, sharding
 from esvit_jax.errors import UserError
 from esvit_jax.evals.scores import METRICS
 from esvit_jax.jobs import Job
@@ -48,6 +49,12 @@ class Judge:
     def pixels(batch):
       return evals.raw_pixels(batch['image'], batch['size'], *view)
 
+    def middle(batch):
+      return evals.center_view(batch['image'], batch['size'], *view)
+
+    self._middle = jax.jit(middle)
+    # Features and labels of the test images, as of the last time.
+    self.features = self.labels = None
     # Replicated, so that every process can read all of them.
     everywhere = sharding.replicated(job.mesh)
     self._network = jax.jit(network, out_shardings=everywhere)
@@ -79,9 +86,16 @@ class Judge:
     scores = evals.judge(names, train, test)
     scores = {name: figures['top1'] for name, figures in scores.items()}
     if not at_start:
-      sample = test[0][method.network][:RANK_IMAGES]
-      scores['train/feature_rank'] = health.rankme(sample)
+      self.features, self.labels = test[0][method.network], test[1]
+      rank = health.rankme(self.features[:RANK_IMAGES])
+      scores['train/feature_rank'] = rank
     return scores
+
+  def middle(self, rows) -> np.ndarray:
+    """The middle of some test images, normalised f32[n, size, size, C]."""
+    some = data.subset(self.job.sources['test'], list(rows), 'shown')
+    with data.epoch(some, len(some)) as feed:
+      return np.asarray(self._middle(next(feed)))
 
   def _accuracy(self, who) -> dict[str, float]:
     found, labels = evals.extract(who, self._batches('test'))

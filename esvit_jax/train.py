@@ -24,6 +24,7 @@ from esvit_jax import (
   data,
   health,
   jobs,
+  models,
   provenance,
   sharding,
   summary,
@@ -31,7 +32,7 @@ from esvit_jax import (
 )
 from esvit_jax import state as state_lib
 from esvit_jax.analysis import report
-from esvit_jax.analysis.pictures import Album
+from esvit_jax.analysis.pictures import Album, Gallery
 from esvit_jax.checkpoint import Checkpoints, restore_parts
 from esvit_jax.errors import UserError
 from esvit_jax.interop import weights as weights_lib
@@ -170,19 +171,23 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
     judge = Judge(job, directory)
     if out is not None and first < steps:
       record = os.path.join(directory, 'run.json')
-      workdir.write_json(record, provenance.record())
+      chance = {'chance': job.method.chance}
+      workdir.write_json(record, provenance.record() | chance)
     summary.introduce(job, directory, resumed, progress.say)
     if resumed is None:
       metrics.write(first, judge(state, at_start=True))
       metrics.flush()
-    album = Album(job, directory) if out is not None else None
+    album = None
+    if out is not None:
+      inspect = weights_lib.inspect(models.build(config.model))
+      album = Album(job, directory, inspect)
     if first < steps:
       state = _loop(job, state, judge, checkpoints, metrics, progress, album)
     metrics.flush()
     if album is not None:
       if int(state.step) == steps:
-        album.update(state, metrics.history, last=True)
-      page = report.build([directory])
+        album.update(state, metrics.history, gallery(judge), last=True)
+      page = report.build([directory], running=False)
   if int(state.step) < steps:
     progress.say(
       f'stopped at step {int(state.step)}: saved; the same command goes on '
@@ -236,8 +241,9 @@ def _loop(job, state, judge, checkpoints, metrics, progress, album):
         metrics.write(done, judged)
         if album is not None and not last:
           metrics.flush()
-          album.update(state, metrics.history)
-          report.build([judge.directory])
+          album.update(state, metrics.history, gallery(judge))
+          with contextlib.suppress(UserError):  # a page must not end a run
+            report.build([judge.directory])
         progress.pause(time.perf_counter() - paused)
       if last or stop or (save_every and done % save_every == 0):
         log.catch_up(report=stop)
@@ -246,6 +252,14 @@ def _loop(job, state, judge, checkpoints, metrics, progress, album):
       if stop:
         break
   return state
+
+
+def gallery(judge: Judge) -> Gallery | None:
+  """The test images with the features they had at the last evaluation."""
+  test = judge.job.sources['test']
+  if judge.features is None or len(judge.features) != len(test):
+    return None  # rows of unreadable images are left out: indices would slip
+  return Gallery(judge.features, judge.labels, test.classes, judge.middle)
 
 
 class Log:

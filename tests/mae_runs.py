@@ -14,19 +14,18 @@ from esvit_jax.models.mae import MAE
 from esvit_jax.models.positions import mae_table
 
 
-def published(keys, prefix: str = '', tables=None) -> dict:
+def published(keys, prefix: str = '') -> dict:
   """A golden's weights whose keys have `prefix`, without it, tables too."""
-  found = {
+  fixed = {
+    key: mae_table(shape[-1], round((shape[1] - 1) ** 0.5))
+    for key, shape, kind in keys
+    if kind == 'fixed_sincos'
+  }
+  return {
     key.removeprefix(prefix): value
-    for key, value in golden_mae_sit.weights(keys).items()
+    for key, value in (golden_mae_sit.weights(keys) | fixed).items()
     if key.startswith(prefix)
   }
-  fixed = {
-    key.removeprefix(prefix): mae_table(shape[-1], round((shape[1] - 1) ** 0.5))
-    for key, shape, kind in keys
-    if kind == 'fixed_sincos' and key.startswith(prefix)
-  }
-  return found | fixed
 
 
 def image(name: str, batch: int = 2) -> jax.Array:

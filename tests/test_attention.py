@@ -161,7 +161,7 @@ def windows():
     models.abstract_variables(backbone),
   )
   images = jax.random.normal(jax.random.key(1), (2, 18, 14, 3))
-  return inspect(backbone, variables, images)
+  return jax.jit(functools.partial(inspect, backbone))(variables, images)
 
 
 def test_geometry_is_that_of_the_backbone():
@@ -180,6 +180,9 @@ def test_a_stage_of_one_window_is_not_shifted():
   features, sown = windows()
   # Made for images of 6 px, whose second map is one window of 3 and less.
   assert attention.blocks(features, sown, side=3)[1].shift == 0
+  # Windows of other backbones never are.
+  still = attention.blocks(features, sown, side=8, shifts=False)
+  assert [x.shift for x in still] == [0] * 4
 
 
 @pytest.mark.parametrize('shift', [0, 1, 2])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from esvit_jax.errors import UserError
 from esvit_jax.data import fewshot
+from esvit_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 # Classes of 1000, 300, 40 and 3 images, in random order; class 3 is a gap.

@@ -20,7 +20,7 @@ LAW = {
   '__init__': ('interop', ''),
   'train': (
     'jobs judge data checkpoint metrics health sharding analysis summary '
-    'state workdir provenance interop',
+    'state workdir provenance interop models',
     'jax numpy',
   ),
   'jobs': ('methods data optim sharding state limits metrics', 'jax optax'),
@@ -29,7 +29,7 @@ LAW = {
     'augment analysis data evals interop metrics models sharding train workdir',
     'jax numpy rich',
   ),
-  'judge': ('jobs evals health sharding', 'jax'),
+  'judge': ('jobs data evals health sharding', 'jax numpy'),
   'bench': ('jobs sharding state limits', 'jax numpy optax rich'),
   'summary': ('', 'jax rich'),
   'methods': (

@@ -131,39 +131,58 @@ def test_published_steps():
 
 
 @functools.cache
+def teacher():
+  """The published teacher of the goldens, and its variables."""
+  _, entry = golden_mae_sit.load('dmae')
+  module = ViT(256, 12, 8, positions='mae', pool='mean')
+  like = models.abstract_variables(module)
+  weights = mae_runs.published(entry['keys'], 'tch_model.')
+  return module, convert.from_published(weights, 'vit', like)
+
+
+def student(more=(), table='mae', **fields):
+  """A published student with all keys of the golden and `more`."""
+  _, entry = golden_mae_sit.load('dmae')
+  network = mae.MAE(
+    models.build({'name': 'mae_tiny'}),
+    96,
+    1,
+    3,
+    match=12,
+    teacher_heads=8,
+    **fields,
+  )
+  keys = [*entry['keys'], *more]
+  weights = mae_runs.published(keys, 'model.')
+  adapters = [key for key in keys if '_adapter.' in key[0]]
+  weights |= mae_runs.published(adapters)
+  return network, mae_runs.variables(network, weights, table)['params']
+
+
+def targets(frozen):
+  seen = mae_runs.golden_order()[:, :VISIBLE]
+  images = mae_runs.image('mae_img')
+  return teacher()[0].apply(frozen, images, seen, method='encode_visible')
+
+
+@functools.cache
 def distilled():
   golden, entry = golden_mae_sit.load('dmae')
-  teacher = ViT(256, 12, 8, positions='mae', pool='mean')
-  like = models.abstract_variables(teacher)
-  frozen = convert.from_published(
-    mae_runs.published(entry['keys'], 'tch_model.'), 'vit', like
-  )
-  network = mae.MAE(
-    models.build({'name': 'mae_tiny'}), 96, 1, 3, match=12, teacher_heads=8
-  )
-  weights = mae_runs.published(entry['keys'], 'model.')
-  adapter = 'attn_adapter.adapter11.weight'
-  weights[adapter] = golden_mae_sit.weights(entry['keys'])[adapter]
-  np.testing.assert_array_equal(weights[adapter], golden['adapter_weight'])
-  params = mae_runs.variables(network, weights, 'mae')['params']
-  order = mae_runs.golden_order()
-  loss = golden_step(network, mae_runs.config(), order)
+  network, params = student()
+  adapter = params['attn_adapter']['kernel'].transpose(3, 2, 0, 1)
+  np.testing.assert_array_equal(adapter, golden['adapter_weight'])
+  loss = golden_step(network, mae_runs.config(), mae_runs.golden_order())
 
   @jax.jit
   def run(params, frozen):
-    targets = teacher.apply(
-      frozen,
-      mae_runs.image('mae_img'),
-      order[:, :VISIBLE],
-      method='encode_visible',
-    )
+    told = targets(frozen)
     (value, (metrics, out)), grads = jax.value_and_grad(loss, has_aux=True)(
-      params, targets
+      params, told
     )
-    logits = out.traces[-1].logits, targets[-1].logits
+    logits = out.traces[-1].logits, told[-1].logits
     return value, metrics, grads, logits
 
-  return golden, entry, run(params, frozen)
+  return golden, entry, run(params, teacher()[1])
 
 
 def test_published_distillation():
@@ -179,6 +198,45 @@ def test_published_distillation():
     np.testing.assert_allclose(found[:, 0], head, **CLOSE, err_msg=who)
   names = [name.removeprefix('model.') for name in entry['grad_names']]
   check_gradients(golden, names, grads, 'mae')
+
+
+HIDDEN = (0, 6, 12)
+TAIL = [
+  ['model.blocks.12.norm1.weight', [192], 'norm_weight'],
+  ['model.blocks.12.norm1.bias', [192], 'bias'],
+  ['model.blocks.12.attn.qkv.weight', [576, 192], 'matrix'],
+  ['model.blocks.12.attn.qkv.bias', [576], 'bias'],
+]
+ADAPTERS = [
+  [f'hidden_adapter.adapter{i}.weight', [256, 192], 'matrix'] for i in HIDDEN
+]
+
+
+@pytest.mark.parametrize(
+  ('more', 'fields', 'distill', 'expected'),
+  [
+    (TAIL, {'tail': True, 'decode_at': 8}, {}, (5.8645, 1.9667, 3.8977)),
+    (
+      ADAPTERS,
+      {'hidden': HIDDEN, 'teacher_dim': 256},
+      {'hidden': HIDDEN},
+      (11.1365, 1.9620, 3.0468, 6.1277),
+    ),
+  ],
+  ids=['decoupled', 'hidden'],
+)
+def test_published_variants_of_distillation(more, fields, distill, expected):
+  """Losses as told of other runs of the published code."""
+  table = 'd2mae' if 'tail' in fields else 'mae'
+  network, params = student(more, table, **fields)
+  c = mae_runs.config()
+  c.distill.update(distill)
+  loss = golden_step(network, c, mae_runs.golden_order())
+  run = jax.jit(lambda params, frozen: loss(params, targets(frozen)))
+  value, (metrics, _) = run(params, teacher()[1])
+  names = ('mae_loss', 'attention_loss', 'hidden_loss')[: len(metrics)]
+  found = [value, *(metrics[name] for name in names)]
+  np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_decoupled_student_learns_in_two_halves():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from esvit_jax.analysis import charts, comparison, records, report
+from esvit_jax.analysis import charts, comparison, curves, records, report
 from esvit_jax.analysis.charts import Series
 from esvit_jax.analysis.markup import element, table
 from esvit_jax.errors import UserError
@@ -510,10 +510,11 @@ def test_runs_that_are_the_same_say_so(tmp_path):
 # Charts
 
 
-def pixels(figure: str) -> np.ndarray:
+def pixels(figure: str, name='curve s0( faint)?') -> np.ndarray:
   """Corners of its first curve, [N, 2]."""
-  d = re.search(r'class="curve s0" d="(.*?)"', figure)[1]
-  return np.array([x.split() for x in re.split('[ML]', d)[1:]], float)
+  d = re.search(f'class="{name}" d="(?P<d>.*?)"', figure)['d']
+  words = re.split('[ML]', d.replace('h0', ''))[1:]
+  return np.array([x.split() for x in words], float)
 
 
 def test_a_straight_line_is_drawn_straight():
@@ -563,7 +564,7 @@ def test_gaps_stay_gaps():
   points = [(0, 1.0), (1, None), (2, 3.0), (3, 2.0), (4, None)]
   figure = charts.chart('x', [Series('x', points)])
   d = re.search(r'class="curve s0" d="(.*?)"', figure)[1]
-  assert re.sub('[^ML]', '', d) == 'MML'
+  assert re.sub('[^MLh]', '', d) == 'MhML'
   assert charts.chart('x', [Series('x', [(0, None)])]) is None
 
 
@@ -572,12 +573,41 @@ def test_long_curves_keep_their_peaks_and_ends():
   values = rng.normal(size=20_000)
   values[777], values[12_345] = 50, -60
   points = list(enumerate(values.tolist()))
-  kept = charts.drawable(points)
+  kept = charts.thinned(points)
   assert len(kept) <= 2 * charts.BUCKETS + 2
   assert kept[0] == points[0] and kept[-1] == points[-1]
   assert {(777, 50.0), (12_345, -60.0)} <= set(kept)
   assert [x for x, _ in kept] == sorted(x for x, _ in kept)
   assert set(kept) <= set(points)
+
+
+def test_noisy_curves_have_a_trend_in_their_middle():
+  rng = np.random.default_rng(0)
+  noisy = [(i, 3 + 0.001 * i + rng.normal()) for i in range(5000)]
+  steps, values = np.array(charts.trend(noisy)).T
+  np.testing.assert_allclose(values, 3 + 0.001 * steps, atol=0.6)
+  assert 'trend' not in charts.chart('x', [Series('x', noisy[:100])])
+  # It is drawn where half of the values are below, not half of the peaks.
+  skew = [(i, float(np.exp(rng.normal()))) for i in range(20_000)]
+  figure = charts.chart('x', [Series('x', skew)])
+  assert 'class="curve s0 faint"' in figure
+  drawn = pixels(figure, 'trend s0')[:, 1]
+  scale = charts.value_scale([y for _, y in skew], 'fit')
+  height = charts.HEIGHT - charts.TOP - charts.BOTTOM
+  expected = charts.HEIGHT - charts.BOTTOM - scale(1.0) * height
+  np.testing.assert_allclose(drawn, expected, atol=1)
+
+
+def test_the_table_of_figures_has_evaluations_and_the_last_step(tmp_path):
+  many = lines(steps=10_000)
+  for line in many[37:100:20]:
+    line['knn/teacher'] = float(line['step'])
+  run = records.read(write(tmp_path, config(), many))
+  rows = Page(curves.figures_by_step(run)).text
+  assert rows.count('10,000') == 1
+  for line in many[37:100:20]:
+    assert f'{line["step"]:,}' in rows
+  assert rows.count('0.04') < 60
 
 
 @pytest.mark.parametrize('seed', range(20))

@@ -47,7 +47,9 @@ class Block(NamedTuple):
   spacing: float = 1.0
 
 
-def blocks(features, intermediates: Mapping, side: int = 0) -> list[Block]:
+def blocks(
+  features, intermediates: Mapping, side: int = 0, shifts: bool = True
+) -> list[Block]:
   """What a backbone has sown, first block first.
 
   Args:
@@ -67,7 +69,8 @@ def blocks(features, intermediates: Mapping, side: int = 0) -> list[Block]:
       h, w = features.grid.shape[-3:-1]
       found.append(Block(name, sown['logits'][0][:, 0], None, h, w))
     elif 'attention' in sown and name.startswith('stage'):
-      found.append(_windowed(name, sown['attention'][0], features, side))
+      probs = sown['attention'][0]
+      found.append(_windowed(name, probs, features, side if shifts else 0))
   if not found:
     raise UserError(
       'this backbone keeps no attention: these analyses are for ViT and Swin'
@@ -76,16 +79,14 @@ def blocks(features, intermediates: Mapping, side: int = 0) -> list[Block]:
 
 
 def _windowed(name: str, probs, features, side: int) -> Block:
-  stage, number = _numbers(name)[:2]
+  stage, number = _numbers(name)
   h, w = features.stages[stage].shape[-3:-1]
   window = math.isqrt(probs.shape[-1])
-  first = features.stages[0].shape[-3:-1]
-  reference = side or max(first)
   for _ in range(stage):
-    reference = -(-reference // 2)
-  shifted = number % 2 and reference > window
-  shift = window // 2 if shifted else 0
-  return Block(name, None, probs, h, w, window, shift, first[0] / h)
+    side = -(-side // 2)  # a map of one window is not shifted
+  shift = window // 2 if number % 2 and side > window else 0
+  spacing = features.stages[0].shape[-3] / h
+  return Block(name, None, probs, h, w, window, shift, spacing)
 
 
 def patch_attention(logits: jax.Array, others: int = 1) -> jax.Array:
@@ -122,6 +123,7 @@ def per_head(
   scale: float = SCALE,
   base: float = math.e,
   side: int = 0,
+  shifts: bool = True,
 ) -> dict[str, jax.Array]:
   """How widely and how far each head looks, in the mean over its queries.
 
@@ -134,13 +136,13 @@ def per_head(
     intermediates: of the same.
     scale: pixels between the regions of the first map.
     base: of the logarithm; published are e for ViTs and 2 for Swin.
-    side: see `blocks`.
+    side, shifts: see `blocks`.
 
   Returns:
     block -> entropy and distance (pixels), f32[B, heads, 2].
   """
   found = {}
-  for block in blocks(features, intermediates, side):
+  for block in blocks(features, intermediates, side, shifts):
     if block.window:
       probs, eps = block.probs, 0.0
       grid = (block.window, block.window)

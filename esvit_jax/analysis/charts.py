@@ -5,6 +5,7 @@ report.js moves the read-out along the curves.
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -74,8 +75,8 @@ def chart(
   ys = value_scale(values, axis)
   drawn = [
     _grid(xs, ys),
-    [_rule(y, text, ys) for y, text in rules],
     [_curve(s, xs, ys) for s in curves],
+    [_rule(y, text, ys) for y, text in rules],
     element('line', class_='cursor', y1=TOP, y2=HEIGHT - BOTTOM, hidden=True),
   ]
   svg = element(
@@ -117,29 +118,49 @@ def newest(points: Sequence[Point]) -> float:
 
 
 def drawable(points: Sequence[Point], log: bool = False) -> list[Point]:
-  """What can be drawn of a series, at most two values for each bucket.
-
-  Gaps in between stay gaps, those at the ends go.
-  """
+  """Without what a logarithm cannot show, and without gaps at the end."""
   points = [
     (x, None if y is None or (log and y < TINY) else y) for x, y in points
   ]
   while points and points[-1][1] is None:
     points.pop()
+  return points
+
+
+def thinned(points: Sequence[Point]) -> Sequence[Point]:
+  """Both ends, and at most two values and a gap for each bucket between."""
   if len(points) <= 2 * BUCKETS:
     return points
-  first, last = points[0][0], points[-1][0]
-  width = (last - first) / BUCKETS or 1
-  buckets: dict[int, list[Point]] = {}
-  for point in points[1:-1]:
-    buckets.setdefault(int((point[0] - first) / width), []).append(point)
-  kept = [points[0]]
-  for bucket in buckets.values():
+  kept = []
+  for bucket in _buckets(points[1:-1], BUCKETS):
     finite = [p for p in bucket if p[1] is not None]
     gaps = [p for p in bucket if p[1] is None][:1]
     ends = [f(finite, key=lambda p: p[1]) for f in (min, max) if finite]
     kept += sorted({*ends, *gaps}, key=lambda p: p[0])
-  return [*kept, points[-1]]
+  return [points[0], *kept, points[-1]]
+
+
+def trend(points: Sequence[Point]) -> list[Point]:
+  """Medians of a series that is thinned; empty for others."""
+  if len(points) <= 2 * BUCKETS:
+    return []
+  medians = []
+  for bucket in _buckets(points, BUCKETS // 4):
+    values = [y for _, y in bucket if y is not None]
+    median = statistics.median(values) if values else None
+    medians.append(((bucket[0][0] + bucket[-1][0]) / 2, median))
+  return medians
+
+
+def _buckets(points: Sequence[Point], count: int) -> list[list[Point]]:
+  """Neighbours together, by their steps."""
+  first, last = points[0][0], points[-1][0]
+  width = (last - first) / count or 1
+  groups: dict[int, list[Point]] = {}
+  for point in points:
+    at = min(int((point[0] - first) / width), count - 1)
+    groups.setdefault(at, []).append(point)
+  return list(groups.values())
 
 
 def value_scale(values: Sequence[float], axis: str) -> Scale:
@@ -234,33 +255,40 @@ def _rule(value: float, text: str, ys: Scale) -> list[Markup]:
   ]
 
 
-def _curve(series: Series, xs: Scale, ys: Scale) -> list[Markup]:
-  """The line, dots where there are few, and its numbers for the read-out."""
-  words, dots, pen = [], [], 'M'
-  for step, value in series.points:
-    if value is None:
-      pen = 'M'
-      continue
-    at = f'{_x(step, xs):g} {_y(value, ys):g}'
-    words.append(f'{pen}{at}')
-    dots.append(f'M{at}h0')
-    pen = 'L'
-  if len(dots) > 24:
-    dots = []
+def _curve(series: Series, xs: Scale, ys: Scale) -> list[Markup | None]:
+  """The line, its dots or its trend, and its numbers for the read-out."""
+  points = thinned(series.points)
   color = _class(series.color)
-  numbers = ' '.join(
-    f'{x:.12g} {y:.5g}' for x, y in series.points if y is not None
-  )
+  numbers = ' '.join(f'{x:.12g} {y:.5g}' for x, y in points if y is not None)
+  middle = _path(trend(series.points), xs, ys)
   line = element(
     'path',
-    class_=f'curve {color}',
-    d=''.join(words),
+    class_=f'curve {color} faint' if middle else f'curve {color}',
+    d=_path(points, xs, ys),
     data_points=numbers,
   )
-  return [
-    line,
-    element('path', class_=f'dots {color}', d=''.join(dots)) if dots else None,
-  ]
+  extra = None
+  if middle:
+    extra = element('path', class_=f'trend {color}', d=middle)
+  elif len(points) <= 24:
+    dots = _path([(x, y) for p in points for x, y in (p, (p[0], None))], xs, ys)
+    extra = element('path', class_=f'dots {color}', d=dots)
+  return [line, extra]
+
+
+def _path(points: Sequence[Point], xs: Scale, ys: Scale) -> str:
+  """Lines from point to point; a point alone is a dot."""
+  words, alone, pen = [], False, 'M'
+  for step, value in [*points, (0, None)]:
+    if value is None:
+      if alone:
+        words.append('h0')
+      alone, pen = False, 'M'
+      continue
+    alone = pen == 'M'
+    words.append(f'{pen}{_x(step, xs):g} {_y(value, ys):g}')
+    pen = 'L'
+  return ''.join(words)
 
 
 def _class(color: int) -> str:

@@ -10,7 +10,7 @@ from esvit_jax.analysis.records import Record
 
 QUIET = {'step', 'train/epoch', 'train/skipped'}
 BASELINES = ('random_init', 'raw_pixels')  # drawn across the others' panel
-MOST_ROWS = 40  # of the table of figures
+MOST_ROWS = 20  # of the table of figures, and as many evaluations
 
 
 def of_run(run: Record) -> Markup:
@@ -112,12 +112,24 @@ def figures_by_step(run: Record) -> Markup | None:
   lines = [x for x in run.lines if any(name in x for name in shown)]
   if not lines:
     return None
-  every = -(-len(lines) // MOST_ROWS)
-  lines = lines[::-every][::-1]  # with the last
-  rows = [[x['step'], *(x.get(name) for name in shown)] for x in lines]
+  judged = [
+    x
+    for x in lines
+    if any(name.rpartition('/')[2] in records.WHO for name in x)
+  ]
+  lines = sorted(
+    {x['step']: x for x in [*_some(lines), *_some(judged)]}.items()
+  )
+  rows = [[x['step'], *(x.get(name) for name in shown)] for _, x in lines]
   return element(
     'details',
     element('summary', 'The same as numbers'),
     table(['step', *shown.values()], rows, 'Metrics by step'),
     class_='below',
   )
+
+
+def _some(lines: Sequence) -> Sequence:
+  """At most MOST_ROWS of them, evenly, with the last."""
+  every = -(-len(lines) // MOST_ROWS) or 1
+  return lines[::-every]

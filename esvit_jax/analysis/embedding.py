@@ -175,6 +175,7 @@ def plane(
     return components(features, 2)[0].astype(np.float32)
   try:
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # scikit-learn's own
   except ImportError as e:
     raise UserError(
       "a t-SNE map needs scikit-learn: pip install scikit-learn, or take 'pca'"
@@ -189,7 +190,10 @@ def plane(
   tsne = TSNE(
     perplexity=perplexity, init=start.astype(np.float32), random_state=seed
   )
-  return tsne.fit_transform(x)
+  # Its threads wait for each other busily: where another process has a core,
+  # they take sixty times as long as one.
+  with threadpool_limits(1):
+    return tsne.fit_transform(x)
 
 
 def plane_figures(
@@ -314,7 +318,7 @@ def plane_png(
   """Draws images as points in the colours of their classes.
 
   Up to ten classes have a colour and a marker each; of more, the name stands
-  in the middle of its class.
+  in the middle of its class, where there is room for it.
 
   Args:
     path: of the picture.
@@ -335,24 +339,22 @@ def plane_png(
     layout='constrained',
   )
   ax = figure.subplots()
-  size = float(np.clip(4000 / len(points), 6, 30))
+  size = float(np.clip(12000 / len(points), 6, 30))
   if (labels < 0).any():
     ax.scatter(*points[labels < 0].T, s=size, color=plots.FAINT, lw=0)
-  # Neighbouring class numbers get far hues.
-  hues = np.arange(len(classes)) * 0.618034 % 1
-  # In turn, so that no class lies over all others.
+  # In no order of classes, so that none lies over all others.
   drawn = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))
-  for part in np.array_split(drawn, min(8, max(len(drawn), 1))):
-    for i, c in enumerate(classes):
-      here = part[labels[part] == c]
-      ax.scatter(
-        *points[here].T,
-        s=size,
-        color=PALETTE[i] if few else colormaps['turbo'](0.05 + 0.9 * hues[i]),
-        marker=MARKERS[i] if few else 'o',
-        alpha=0.8,
-        lw=0,
-      )
+  style = {'s': size, 'alpha': 0.8, 'lw': 0}
+  if few:
+    for part in np.array_split(drawn, 8):
+      for i, c in enumerate(classes):
+        here = points[part[labels[part] == c]]
+        ax.scatter(*here.T, color=PALETTE[i], marker=MARKERS[i], **style)
+  else:
+    # Golden section: classes of neighbouring numbers get far hues.
+    hues = np.searchsorted(classes, labels[drawn]) * 0.618034 % 1
+    colors = colormaps['turbo'](0.05 + 0.9 * hues)
+    ax.scatter(*points[drawn].T, color=colors, **style)
   called = [str(c if names is None else names[c]) for c in classes]
   if few and len(classes):
     for i, name in enumerate(called):
@@ -377,19 +379,33 @@ def plane_png(
 
 
 def _name_classes(ax, points, labels, classes, called) -> None:
+  """Names that fit without overlap, those of the densest classes first."""
   from matplotlib.patheffects import Normal, Stroke
 
   halo = [Stroke(linewidth=2, foreground='white'), Normal()]
+  named = []
   for c, name in zip(classes, called):
-    ax.text(
-      *np.median(points[labels == c], 0),
-      _short(name),
+    own = points[labels == c]
+    middle = np.median(own, 0)
+    text = ax.text(
+      *middle,
+      _short(name, 20),
       ha='center',
       va='center',
-      fontsize=6.5,
+      fontsize=7,
       color=plots.INK,
       path_effects=halo,
     )
+    spread = np.median(np.linalg.norm(own - middle[None], axis=1))
+    named.append((float(spread), text))
+  ax.figure.draw_without_rendering()  # places are known from here on
+  taken = []
+  for _, text in sorted(named, key=lambda x: x[0]):
+    box = text.get_window_extent()
+    if any(box.overlaps(other) for other in taken):
+      text.set_visible(False)
+    else:
+      taken.append(box)
 
 
 def _frame(ax, color: str) -> None:
@@ -399,8 +415,8 @@ def _frame(ax, color: str) -> None:
   ax.spines[:].set(color=color, linewidth=2.5)
 
 
-def _short(name: str) -> str:
-  return name if len(name) <= 14 else name[:13] + '…'
+def _short(name: str, most: int = 14) -> str:
+  return name if len(name) <= most else name[: most - 1] + '…'
 
 
 def _nearest(x: np.ndarray) -> np.ndarray:

@@ -89,6 +89,20 @@ def facts(rows: Iterable[Sequence], caption=None) -> Markup:
   )
 
 
+def fields(config: Mapping) -> Markup:
+  """A small table for each section of a flat config."""
+  groups: dict[str, list] = {}
+  for key, x in config.items():
+    section, _, field = key.rpartition('.')
+    groups.setdefault(section, []).append((field, x))
+  order = sorted(groups)  # the fields of no section come first
+  return element(
+    'div',
+    [facts(groups[k], k or 'general') for k in order],
+    class_='fields',
+  )
+
+
 def value(x) -> str:
   """A value of a config or a figure, to be read."""
   if x is None:

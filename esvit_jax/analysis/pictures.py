@@ -1,51 +1,81 @@
-"""The pictures of a run directory."""
+"""The pictures of a run directory, and of a network."""
 
 import os
 import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from esvit_jax import data
-from esvit_jax.analysis import correspondence, plots
+from esvit_jax.analysis import attention, correspondence, embedding, plots
+from esvit_jax.errors import UserError
 
 IMAGES = 8
+MAPPED = 1000  # images on the map; t-SNE takes seconds
+ASKED, NEAREST = 6, 7  # images whose neighbours are shown, and how many
 SHARE = 0.01  # of a run's time that pictures may take
 FIRST_GUESS = 10.0  # seconds to draw them
+
+
+class Gallery(NamedTuple):
+  """Images whose features are known.
+
+  Attributes:
+    features: f32[N, D].
+    labels: i32[N].
+    classes: their names.
+    middle: indices -> normalised images f32[n, H, W, C].
+  """
+
+  features: np.ndarray
+  labels: np.ndarray
+  classes: Sequence[str] | None
+  middle: Callable
 
 
 class Album:
   """Keeps a run's pictures fresh without slowing it by more than SHARE."""
 
-  def __init__(self, job, directory: str):
-    self.job, self.directory = job, directory
+  def __init__(self, job, directory: str, inspect: Callable):
+    """Draws nothing yet.
+
+    Args:
+      job: of the run.
+      directory: of the run; files go to pictures/.
+      inspect: as for `of_network`, with the backbone's variables first.
+    """
+    self.job, self.directory, self.inspect = job, directory, inspect
     self.paths: list[str] = []
     self._began, self._spent, self._guess = time.monotonic(), 0.0, FIRST_GUESS
 
-  def update(self, state, lines: list[dict], last: bool = False) -> None:
+  def update(self, state, lines, gallery=None, last: bool = False) -> None:
     """Draws, if there is time for it; the `last` state is always drawn."""
     began = time.monotonic()
     allowed = SHARE * (began - self._began)
     if last or self._spent + self._guess <= allowed:
-      self.paths = draw(self.job, state, lines, self.directory)
+      folder = os.path.join(self.directory, 'pictures')
+      os.makedirs(folder, exist_ok=True)
+      self.paths = draw(self.job, state, lines, self.inspect, gallery, folder)
       self._guess = time.monotonic() - began
       self._spent += self._guess
 
 
-def draw(job, state, lines: list[dict], directory: str) -> list[str]:
-  """Draws views, curves, matched regions and what the method has to show.
+def draw(job, state, lines, inspect, gallery, folder: str) -> list[str]:
+  """Draws a run's curves, views, matches, and what its network makes of them.
 
   Args:
     job: of the run.
     state: its state; the network to hand on is drawn.
     lines: of metrics.jsonl.
-    directory: of the run; files go to pictures/.
+    inspect: (variables, images) -> (Features, intermediates) of the backbone.
+    gallery: labelled images, or None.
+    folder: for the pictures.
 
   Returns:
     Their paths.
   """
-  folder = os.path.join(directory, 'pictures')
-  os.makedirs(folder, exist_ok=True)
   paths = [os.path.join(folder, 'curves.png')]
   plots.curves_png(paths[0], lines, job.method.chance)
   whole = (state.params, state.teacher)
@@ -65,28 +95,110 @@ def draw(job, state, lines: list[dict], directory: str) -> list[str]:
   paths.append(os.path.join(folder, 'views.png'))
   plots.views_png(paths[-1], images, c.mean, c.std)
 
-  params = state.teacher if job.method.network == 'teacher' else state.params
+  if job.method.show is not None:
+    paths += _shown(job, state, first, folder)
+
+  teaches = job.method.network == 'teacher'
+  params = state.teacher if teaches else state.params
   stats = state.extra[job.method.network]
+  variables = {'params': params['backbone']}
+  if 'backbone' in stats:
+    variables['batch_stats'] = stats['backbone']
+
+  def look(images):
+    return jax.device_get(inspect(variables, images))
+
   pair = np.stack([first['globals'][0, 0], second['globals'][0, 0]])
-  grid = jax.jit(lambda x: job.method.features(params, stats, x).grid)
   paths.append(os.path.join(folder, 'matches.png'))
   correspondence.correspondences_png(
-    paths[-1],
-    *plots.pixels(pair, c.mean, c.std),
-    *jax.device_get(grid(pair)),
+    paths[-1], *plots.pixels(pair, c.mean, c.std), *look(pair)[0].grid
   )
+  some = first['globals'][:, 0]
+  if gallery is not None:
+    some = gallery.middle(range(min(IMAGES, len(gallery.labels))))
+  paths += of_images(folder, look, some, c.mean, c.std)
+  if gallery is not None:
+    paths += of_gallery(folder, gallery, c.mean, c.std)[0]
+  return paths
 
-  if job.method.show is not None:
-    titles = {}
 
-    @jax.jit
-    def show(state, views, key):
-      shown = job.method.show(state, views, key)
-      titles.update({name: columns for name, (columns, _) in shown.items()})
-      return {name: images for name, (_, images) in shown.items()}
+def of_images(folder, look, images, mean, std) -> list[str]:
+  """Draws regions as colours and, of backbones that keep it, attention.
 
-    shown = jax.device_get(show(state, first, job.key))
-    for name, images in shown.items():
-      paths.append(os.path.join(folder, f'{name}.png'))
-      plots.columns_png(paths[-1], titles[name], images, c.mean, c.std)
+  Args:
+    folder: for the pictures.
+    look: images -> (Features, intermediates), on the host.
+    images: normalised f32[B, H, W, C].
+    mean, std: per channel.
+
+  Returns:
+    Paths.
+  """
+  features, sown = look(images)
+  shown = plots.pixels(images, mean, std)
+  paths = [os.path.join(folder, 'pca.png')]
+  embedding.regions_png(paths[0], shown, embedding.region_colors(features.grid))
+  try:
+    last = attention.blocks(features, sown)[-1]
+  except UserError:  # a backbone without attention
+    return paths
+  paths.append(os.path.join(folder, 'attention.png'))
+  attention.attention_png(paths[-1], shown[:4], attention.maps(last)[:4])
+  return paths
+
+
+def of_gallery(
+  folder: str, gallery: Gallery, mean, std
+) -> tuple[list[str], dict]:
+  """Draws nearest neighbours and a map of images.
+
+  Returns:
+    Paths, and figures of both.
+  """
+  x, y = gallery.features, gallery.labels
+  asked = np.array(data.spread(len(x), ASKED))
+  found = embedding.neighbours(x[asked], x, NEAREST, asked)
+  pixels = [plots.pixels(gallery.middle(asked), mean, std)]
+  for row in found.index:
+    pixels.append(plots.pixels(gallery.middle(row), mean, std))
+  labelled = y is not None and (y >= 0).all() and y.ndim == 1
+  paths = [os.path.join(folder, 'neighbours.png')]
+  embedding.neighbours_png(
+    paths[0],
+    pixels[0],
+    np.stack(pixels[1:]),
+    found.similarity,
+    y[found.index] == y[asked][:, None] if labelled else None,
+  )
+  figures = embedding.neighbour_figures(
+    found, y if labelled else None, y[asked] if labelled else None
+  )
+  rows = np.array(data.spread(len(x), MAPPED))
+  try:
+    points, how = embedding.plane(x[rows]), 't-SNE'
+  except UserError:  # scikit-learn is not installed
+    points, how = embedding.plane(x[rows], 'pca'), 'principal components'
+  paths.append(os.path.join(folder, 'map.png'))
+  own = y[rows] if labelled else None
+  embedding.plane_png(
+    paths[-1], points, own, gallery.classes, f'{len(rows)} images, {how}'
+  )
+  return paths, figures | embedding.plane_figures(x[rows], points, own)
+
+
+def _shown(job, state, views, folder: str) -> list[str]:
+  """What the method itself has to show."""
+  c, titles = job.config.data, {}
+
+  @jax.jit
+  def show(state, views, key):
+    shown = job.method.show(state, views, key)
+    titles.update({name: columns for name, (columns, _) in shown.items()})
+    return {name: images for name, (_, images) in shown.items()}
+
+  paths = []
+  shown = jax.device_get(show(state, views, job.key))
+  for name, images in shown.items():
+    paths.append(os.path.join(folder, f'{name}.png'))
+    plots.columns_png(paths[-1], titles[name], images, c.mean, c.std)
   return paths

@@ -13,16 +13,16 @@ import re
 import shlex
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 
-from esvit_jax.analysis import comparison, curves, records
+from esvit_jax.analysis import comparison, curves, evaluations, records
 from esvit_jax.analysis.markup import (
   Markup,
   element,
   facts,
+  fields,
   join,
-  table,
 )
 from esvit_jax.analysis.records import Record
 from esvit_jax.errors import UserError
@@ -58,13 +58,17 @@ CAPTIONS = {
     'Reconstruction',
     'The image, what was left of it, and what the network made of that.',
   ),
+  'corrupted': (
+    'Corruption',
+    'The image, what the student sees of it, and what it made of that.',
+  ),
   'matches': (
     'Matched regions',
     'Regions of two views of one image whose features are most alike.',
   ),
   'attention': (
     'Attention',
-    'Where the last layer looks, a column for each head.',
+    'Where the heads look, from the widest to the narrowest.',
   ),
   'pca': (
     'Regions by colour',
@@ -73,12 +77,22 @@ CAPTIONS = {
   ),
   'neighbours': (
     'Nearest neighbours',
-    'The left image, and those whose features are nearest to it.',
+    'The left image, then those whose features are nearest to it; where there '
+    'are labels, blue has the same and orange another.',
   ),
   'map': (
     'Map of images',
     'Features in two dimensions: near is alike, distances between far groups '
     'mean little.',
+  ),
+  'heads': (
+    'Heads',
+    'How widely (entropy) and how far (distance) they look, layer by layer.',
+  ),
+  'cka': (
+    'Layers compared',
+    'Similarity (CKA) of what layers represent: 1 is the same up to a '
+    'rotation and a scale.',
   ),
 }
 LEFT_OUT = {'curves'}  # pictures that the page draws itself
@@ -165,7 +179,7 @@ def body(run: Record) -> Markup:
     ('Health', health(run)),
     ('Curves', curves.of_run(run)),
     ('Pictures', pictures(run)),
-    ('Evaluations', evaluations(run)),
+    ('Evaluations', evaluations.of_run(run)),
     ('What was run', origin(run)),
     ('Unreadable images', unreadable(run)),
     ('What to do next', commands(run)),
@@ -261,7 +275,7 @@ def pictures(run: Record) -> Markup:
   if not order:
     return element(
       'p',
-      'None yet: they are drawn at the end of a run.',
+      'None yet: they are drawn at evaluations.',
       class_='soft',
     )
   figures = []
@@ -301,82 +315,6 @@ def _embed(path: str) -> tuple[str, int, int] | None:
   return url, width, height
 
 
-def evaluations(run: Record) -> Markup:
-  """Scores during training, then those of stand-alone evaluations."""
-  parts = []
-  if scores := run.scores():
-    kinds = sorted({kind for kind, _ in scores}, key=records.order)
-    rows = [
-      (title, *(scores.get((kind, who)) for kind in kinds))
-      for who, title in records.WHO.items()
-      if any((kind, who) in scores for kind in kinds)
-    ]
-    titles = [records.KINDS.get(kind, kind) for kind in kinds]
-    parts.append(
-      table(
-        ['features of', *titles],
-        rows,
-        'The newest scores of the run: top-1 accuracy on test images, %',
-      )
-    )
-  for evaluation in run.evaluations:
-    parts.append(_evaluation(evaluation))
-  if not parts:
-    text = 'Nothing was scored: that takes labels and a test split.'
-    return element('p', text, class_='soft')
-  return join(parts)
-
-
-def _evaluation(evaluation: Mapping) -> Markup:
-  """One file of eval/: its figures, its tables, and how it was done."""
-  rest = dict(evaluation)
-  parts = [element('h3', rest.pop('name'))]
-  figures = rest.pop('figures', None)
-  if not isinstance(figures, Mapping):
-    figures = {} if figures is None else {'figures': figures}
-  if 'table' in rest:
-    figures = {**figures, 'table': rest.pop('table')}
-  single, groups, tables = [], [], []
-  for key, x in figures.items():
-    rows = _rows(x)
-    if rows is not None:
-      tables.append(_of_rows(rows, None if key == 'table' else key))
-    elif isinstance(x, Mapping):
-      groups.append({'': key, **records.flat(x)})
-    else:
-      single.append((key, x))
-  if single:
-    parts.append(table(['figure', 'value'], single))
-  parts += [_of_rows(groups), *tables]
-  said = [(k, x) for k, x in rest.items() if not isinstance(x, Mapping)]
-  if said:
-    parts.append(element('div', facts(said), class_='facts'))
-  how = {k: x for k, x in rest.items() if isinstance(x, Mapping) and x}
-  if how:
-    summary = element('summary', f'How: {", ".join(how)}')
-    parts.append(element('details', summary, fields(records.flat(how))))
-  return join(parts)
-
-
-def _rows(x) -> list[Mapping] | None:
-  """A table as a list of mappings, in either form; None where it is none."""
-  if isinstance(x, Mapping) and set(x) == {'columns', 'rows'}:
-    columns, rows = x['columns'], x['rows']
-    if all(isinstance(y, list) for y in (columns, rows, *rows)):
-      x = [dict(zip(columns, row)) for row in rows]
-  is_table = isinstance(x, list) and all(isinstance(y, Mapping) for y in x)
-  return x if is_table and x else None
-
-
-def _of_rows(rows: Sequence[Mapping], caption=None) -> Markup | None:
-  """A table of mappings; its columns are all keys that occur."""
-  columns = list(dict.fromkeys(key for row in rows for key in row))
-  if not columns:
-    return None
-  cells = [[row.get(key) for key in columns] for row in rows]
-  return table(columns, cells, caption)
-
-
 def origin(run: Record) -> Markup:
   """Where it comes from, and every field of its config."""
   names = {'git': 'git revision', 'command': None}
@@ -401,20 +339,6 @@ def origin(run: Record) -> Markup:
     text = 'config.json is not there.'
     parts.append(element('p', text, class_='soft'))
   return join(parts)
-
-
-def fields(config: Mapping) -> Markup:
-  """A small table for each section of a config."""
-  groups: dict[str, list] = {}
-  for key, x in config.items():
-    section, _, field = key.rpartition('.')
-    groups.setdefault(section, []).append((field, x))
-  order = sorted(groups)  # the fields of no section come first
-  return element(
-    'div',
-    [facts(groups[k], k or 'general') for k in order],
-    class_='fields',
-  )
 
 
 def unreadable(run: Record) -> Markup | None:

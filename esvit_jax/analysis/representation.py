@@ -195,7 +195,7 @@ def heat_map_png(
   rows, columns = x.shape
   cell = 0.36
   figure = Figure(
-    figsize=(max(3.6, cell * columns + 1.6), max(3.2, cell * rows + 1.1)),
+    figsize=(max(3.6, cell * columns + 1.6), max(3.2, cell * rows + 1.3)),
     dpi=120,
     layout='constrained',
   )
@@ -214,7 +214,7 @@ def heat_map_png(
   style = {'fontsize': 8, 'color': plots.INK}
   ax.set_xlabel(f'layer of {second or first}'.removesuffix(' of '), **style)
   ax.set_ylabel(f'layer of {first}'.removesuffix(' of '), **style)
-  ax.set_title('CKA of layers', fontsize=9, loc='left', color=plots.INK)
+  ax.set_title('CKA of layers', fontsize=9, pad=8, color=plots.INK)
   bar = figure.colorbar(image, ax=ax, shrink=0.8, pad=0.02)
   bar.outline.set_visible(False)
   bar.ax.tick_params(labelsize=7, color=plots.FAINT, labelcolor=plots.INK)

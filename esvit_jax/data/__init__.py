@@ -13,7 +13,7 @@ from typing import Any
 
 from esvit_jax.data import embedded, filelist, folder, tfds
 from esvit_jax.data.pipeline import Feed, Pipeline, epoch
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Source, spread
 from esvit_jax.data.subset import few_labels, hold_out, labels, subset
 from esvit_jax.errors import UserError
 
@@ -40,6 +40,7 @@ __all__ = [
   'labels',
   'open_pair',
   'open_source',
+  'spread',
   'subset',
 ]
 

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from esvit_jax import sharding
-from esvit_jax.errors import UserError
 from esvit_jax.data import fewshot
+from esvit_jax.errors import UserError
 
 KS = (10, 20, 100, 200)
 HEADLINE_K = 20  # the k whose top-1 stands for k-NN in tables

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from esvit_jax.errors import UserError
 from esvit_jax.data import fewshot
+from esvit_jax.errors import UserError
 from esvit_jax.evals.scores import METRICS
 
 Features = Mapping[str, np.ndarray]  # name -> f[B, D of that name]

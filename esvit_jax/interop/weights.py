@@ -214,6 +214,20 @@ def forward(backbone):
   return jax.jit(apply)
 
 
+@functools.lru_cache(maxsize=4)
+def inspect(backbone):
+  """As `forward`, but -> (Features, what its blocks sow), for analyses."""
+
+  def apply(variables, images):
+    (out,), sown = backbone.apply(
+      variables, (images[:, None],), train=False, mutable=['intermediates']
+    )
+    features = jax.tree.map(lambda x: x[:, 0], out)
+    return features, sown.get('intermediates', {})
+
+  return jax.jit(apply)
+
+
 def _table(weights: Weights, part: str) -> str:
   """The name in `convert` of the table of a part."""
   if part == 'backbone':

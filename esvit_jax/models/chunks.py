@@ -73,10 +73,19 @@ def around(chunks: jax.Array, which: jax.Array) -> jax.Array:
 
 
 def on_map(shape: tuple[int, int], window: int, which: jax.Array) -> jax.Array:
-  """Which tokens `around` gives lie on a map of `shape`: bool[r c, k n]."""
-  ones = to_chunks(jnp.ones((1, 1, *shape, 1)), window)
-  found = around(ones, which)
-  return found.reshape(-1, found.shape[4]) > 0
+  """Which of the tokens of `around` lie on a map of `shape`: bool[r c, k n].
+
+  What is known when compiling stays with NumPy.
+  """
+
+  def line(length, offset):
+    chunk = np.arange(padded(length, window) // window)[:, None] + offset[None]
+    at = window * chunk[:, :, None] + np.arange(window)[None, None]
+    return (at >= 0) & (at < length)  # r k window
+
+  rows, columns = line(shape[0], which // 3 - 1), line(shape[1], which % 3 - 1)
+  both = rows[:, None, :, :, None] & columns[None, :, :, None]
+  return both.reshape(len(rows) * len(columns), -1)
 
 
 def relative_position_index(window: int) -> np.ndarray:

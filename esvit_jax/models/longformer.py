@@ -70,18 +70,18 @@ class SparseAttention(nn.Module):
       far = jnp.broadcast_to(far, (*near.shape[:4], g, 2 * C))
       near = jnp.concatenate([far, near], 4)  # B V r c g+mn 2C
       keys.append(near.reshape(B, -1, *near.shape[4:]))
-      on_map = chunks.on_map((h, w), self.window, which)
-      on_map = jnp.pad(on_map, ((0, 0), (g, 0)), constant_values=True)
-      real.append(jnp.tile(on_map, (V, 1)))
+      real += [chunks.on_map((h, w), self.window, which)] * V
 
     index = chunks.relative_position_index(self.window).reshape(n, 9, n)
-    near = table[jnp.asarray(index)[:, which].reshape(n, -1)]  # n mn a
+    index = jnp.asarray(index)[:, which].reshape(n, -1)
+    near = jnp.asarray(table)[index]  # n mn a
     bias = jnp.concatenate([to_global(g2l, n), near.transpose(2, 0, 1)], 2)
+    real = jnp.concatenate(real)  # W mn
     out, probs = attend(
       jnp.concatenate(queries, 1),
       jnp.concatenate(keys, 1),
       bias,
-      jnp.concatenate(real),
+      jnp.pad(real, ((0, 0), (g, 0)), constant_values=True),
     )
     self.sow('intermediates', 'attention', probs)  # B W a n g+mn
     views = []

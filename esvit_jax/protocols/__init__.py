@@ -1,6 +1,14 @@
 """Evaluations of a finished network: one file and one line here for each."""
 
-from esvit_jax.protocols import finetune, fixed, probe, transfer
+from esvit_jax.protocols import (
+  correspondence,
+  embedding,
+  finetune,
+  fixed,
+  layers,
+  probe,
+  transfer,
+)
 from esvit_jax.protocols.subject import Result
 
 # name -> run(config, directory, out) -> Result
@@ -10,6 +18,9 @@ PROTOCOLS = {
   'probe': probe.run,
   'finetune': finetune.run,
   'transfer': transfer.run,
+  'layers': layers.run,
+  'correspondence': correspondence.run,
+  'embedding': embedding.run,
 }
 
 __all__ = ['PROTOCOLS', 'Result']

@@ -63,10 +63,9 @@ def figures(subject: Subject) -> dict:
 
 def kinds(features: Features, blocks: tuple[int, ...]) -> dict[str, jax.Array]:
   """What heads may read: 'view', and 'last n' blocks side by side [N, D]."""
+  counts = sorted({min(n, len(features.blocks)) for n in blocks})
   last = {
-    f'last {n}': jnp.concatenate(features.blocks[-n:], -1)
-    for n in blocks
-    if n <= len(features.blocks)
+    f'last {n}': jnp.concatenate(features.blocks[-n:], -1) for n in counts
   }
   return last or {'view': features.view}
 

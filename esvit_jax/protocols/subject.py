@@ -62,15 +62,17 @@ class Subject(NamedTuple):
       of: what to take of the features of N images.
       view: batch -> images f32[N, H, W, C]; by default their middle.
     """
-    c = self.config
-    module = self.weights.backbone.clone(dtype=np.dtype(c.dtype))
-    forward = weights_lib.forward(module)
+    forward = weights_lib.forward(self.module)
+    return self.images(lambda v, x: of(forward(v, x)), view)
+
+  def images(self, of: Callable, view: Callable | None = None) -> Callable:
+    """batch -> of(variables, its views): jitted, whole on every device."""
     view = view or self.middle
     everywhere = sharding.replicated(self.mesh)
 
     @jax.jit
     def apply(variables, batch):
-      found = of(forward(variables, view(batch)))
+      found = of(variables, view(batch))
       return jax.lax.with_sharding_constraint(found, everywhere)
 
     variables = jax.device_put(
@@ -84,6 +86,22 @@ class Subject(NamedTuple):
     return evals.center_view(
       batch['image'], batch['size'], c.size, c.data.mean, c.data.std
     )
+
+  @property
+  def module(self):
+    """The backbone, in the dtype asked for."""
+    return self.weights.backbone.clone(dtype=np.dtype(self.config.dtype))
+
+  def picture(self, name: str) -> str:
+    """The path of a picture, its folder made."""
+    folder = os.path.join(self.directory, 'pictures')
+    os.makedirs(folder, exist_ok=True)
+    return os.path.join(folder, f'{name}.png')
+
+  @property
+  def judged(self) -> data.Source:
+    """The test images; where there are none, the training images."""
+    return self.test or self.train
 
   def result(self, figures: dict) -> Result:
     return Result(self.directory, self.config, self.which, figures)

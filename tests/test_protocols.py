@@ -1,0 +1,195 @@
+"""Evaluations alone: one tiny run, every protocol on it."""
+
+import io
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from runs import tiny
+
+import esvit_jax
+from configs.eval import finetune, knn, linear, probe, transfer
+from esvit_jax import evaluate, metrics, train
+from esvit_jax.errors import UserError
+from esvit_jax.protocols import suites
+
+
+@pytest.fixture(scope='module')
+def run_dir(tmp_path_factory):
+  """A run of five steps."""
+  directory = str(tmp_path_factory.mktemp('run') / 'a')
+  train.run(tiny(), directory, io.StringIO())
+  return directory
+
+
+def evaluated(config, directory=''):
+  """(figures, what was printed, the JSON that was written)."""
+  out = io.StringIO()
+  config.data.few = config.data.few or '20'
+  figures = evaluate.run(config, str(directory), out)
+  where = str(directory) or config.checkpoint
+  with open(os.path.join(where, 'eval', f'{config.task}.json')) as f:
+    return figures, out.getvalue(), json.load(f)
+
+
+def of(module, checkpoint, arg=None):
+  config = module.get_config(arg) if arg else module.get_config()
+  config.checkpoint = str(checkpoint)
+  config.data.workers = 2
+  return config
+
+
+@pytest.mark.parametrize('module', [knn, linear])
+def test_a_run_says_itself_how_to_be_judged(run_dir, module):
+  """Data, size and network come from the run; figures lie beside it."""
+  figures, said, written = evaluated(of(module, run_dir))
+  assert 10 < figures['top1'] <= 100
+  assert written['figures'] == figures
+  assert written['network'] == 'teacher'
+  assert written['config']['data']['source'] == 'embedded'
+  assert written['config']['size'] == 28
+  assert written['run']['versions']['jax']
+  assert f'{figures["top1"]:.4g}' in said
+  assert 'report.html' in said
+
+
+def test_alone_as_in_training(run_dir, tmp_path):
+  """The same features, so the same figure as at the end of the run."""
+  config = of(knn, run_dir)
+  config.data.few = '100%'
+  figures, _, _ = evaluated(config, tmp_path)
+  last = metrics.read(f'{run_dir}/metrics.jsonl')[-1]
+  limited = tiny().eval.train_images
+  assert limited == 256  # in training k-NN sees these only
+  assert figures['top1'] >= last['knn/teacher']
+
+
+def test_student_and_teacher_differ(run_dir, tmp_path):
+  config = of(knn, run_dir)
+  config.which = 'student'
+  assert evaluated(config, tmp_path)[2]['network'] == 'student'
+
+
+def test_exported_weights_are_judged_alike(run_dir, tmp_path):
+  from esvit_jax.interop import export, weights
+
+  file = str(tmp_path / 'net.safetensors')
+  export.save(file, weights.load(run_dir, 'teacher'))
+  config = of(knn, file)
+  config.data.source, config.data.mean, config.data.std = (
+    'embedded',
+    (0.286,),
+    (0.353,),
+  )
+  config.data.canvas, config.size = 0, 28
+  figures, _, _ = evaluated(config, tmp_path)
+  assert figures == evaluated(of(knn, run_dir), tmp_path / 'run')[0]
+  apply, params = esvit_jax.load(file)
+  assert apply(params, np.zeros((1, 28, 28, 1), 'float32')).view.shape[0] == 1
+
+
+@pytest.mark.parametrize('augment', [False, True])
+def test_probe_chooses_among_heads(run_dir, tmp_path, augment):
+  config = of(probe, run_dir)
+  config.probe.lrs = (0.01, 1.0)
+  config.probe.epochs = 2
+  config.probe.batch = 32
+  config.probe.augment = augment
+  figures, _, written = evaluated(config, tmp_path)
+  assert figures['train_images'] == 200
+  assert figures['top1'] > 15
+  # Two rates, with and without batch norm, of one and of all three blocks.
+  assert len(written['figures']['table']) == 8
+  held_out = [row['held_out'] for row in figures['table']]
+  assert held_out == sorted(held_out, reverse=True)
+
+
+def test_fine_tuning_starts_from_the_backbone(run_dir, tmp_path):
+  config = of(finetune, run_dir, 'embedded')
+  config.steps, config.batch_size, config.log_every = 2, 16, 1
+  config.optim.lr = config.optim.min_lr = config.optim.warmup_epochs = 0.0
+  figures, said, _ = evaluated(config, tmp_path / 'a')
+  assert set(figures) == {'accuracy/student'}
+  tuned = esvit_jax.load(tmp_path / 'a')[1]['params']
+  before = esvit_jax.load(run_dir)[1]['params']
+  assert tuned.keys() == before.keys()
+  for name in ('patch_embed', 'norm'):
+    for a, b in zip(tuned[name].values(), before[name].values()):
+      np.testing.assert_array_equal(a, b)  # nothing moves at a rate of 0
+  assert 'accuracy' in said
+
+  config.scratch = True
+  evaluated(config, tmp_path / 'b')
+  fresh = esvit_jax.load(tmp_path / 'b')[1]['params']
+  assert not np.array_equal(
+    fresh['patch_embed']['kernel'], before['patch_embed']['kernel']
+  )
+
+
+def test_a_suite_goes_on_and_remembers(run_dir, tmp_path):
+  config = of(transfer, run_dir, 'sit')
+  config.transfer.suite = 'embedded,cifar10,aircraft'
+  config.transfer.root = str(tmp_path)
+  config.data.data_dir = str(tmp_path)
+  config.probe.epochs, config.probe.lrs = 1, (1.0,)
+  figures, said, _ = evaluated(config, tmp_path / 'suite')
+  assert figures['embedded'] == figures['mean']
+  assert set(figures['not_judged']) == {'cifar10', 'aircraft'}
+  assert 'tfds build cifar10' in said
+  assert f'{tmp_path}/aircraft' in said
+
+  file = tmp_path / 'suite/transfer/embedded.json'
+  done = json.loads(file.read_text())
+  file.write_text(json.dumps({**done, 'score': 12.5}))
+  config.transfer.baseline = str(tmp_path / 'suite')
+  figures, said, _ = evaluated(config, tmp_path / 'suite')
+  assert figures['embedded'] == 12.5  # remembered, not computed again
+  assert (figures['compared'], figures['wins']) == (1, 0)
+  config.probe.lrs = (0.1,)
+  assert evaluated(config, tmp_path / 'suite')[0]['embedded'] != 12.5
+
+
+def test_suites_name_sets_that_exist():
+  sizes = {'elevater': 20, 'esvit': 18, 'mae_lite': 7, 'sit': 8}
+  for name, size in sizes.items():
+    assert len(suites.chosen(name)) == size
+  assert suites.chosen('mae_lite')['pets'].metric == 'top1'
+  assert suites.chosen('elevater')['pets'].metric == 'mean_per_class'
+  assert suites.chosen('food101')['food101'].test == 'validation'
+
+
+def test_bad_requests_are_told(run_dir, tmp_path):
+  def refused(config, words, directory=tmp_path):
+    with pytest.raises(UserError, match=words):
+      evaluate.run(config, str(directory), io.StringIO())
+    assert not os.path.exists(tmp_path / 'eval')
+
+  refused(of(knn, ''), 'no --config.checkpoint')
+  refused(of(knn, tmp_path / 'nope'), 'no such file')
+  (tmp_path / 'x.pth').write_text('hello')
+  refused(of(knn, tmp_path / 'x.pth'), 'x.pth')
+  config = of(knn, run_dir)
+  config.task = 'knm'
+  refused(config, "no evaluation 'knm'")
+  config = of(knn, run_dir)
+  config.which = 'both'
+  refused(config, 'auto')
+  config = of(probe, run_dir)
+  config.probe.recipe = 'best'
+  refused(config, 'sweep')
+  config = of(transfer, run_dir)
+  config.transfer.suite = 'cifar11'
+  refused(config, "'cifar11'")
+  refused(of(finetune, run_dir, 'embedded'), 'no --workdir', '')
+  images = tmp_path / 'flat'
+  images.mkdir()
+  from PIL import Image
+
+  for k in range(30):
+    Image.new('L', (28, 28), k).save(images / f'{k}.png')
+  config = of(knn, run_dir)
+  config.data.source = f'folder:{images}'
+  refused(config, 'no labels')
+  shutil.rmtree(images)
