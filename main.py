@@ -55,14 +55,15 @@ def main(argv: list[str]) -> int:
       from esvit_jax.analysis import report
 
       print(report.build(WORKDIR.value.split(',')))
+    elif MODE.value == 'bench':
+      from esvit_jax import bench
+
+      measure = bench.evaluation if 'task' in config else bench.run
+      measure(config, WORKDIR.value)
     elif 'task' in config:
       from esvit_jax import evaluate
 
       evaluate.run(config, WORKDIR.value)
-    elif MODE.value == 'bench':
-      from esvit_jax import bench
-
-      bench.run(config, WORKDIR.value)
     else:
       from esvit_jax import train
 

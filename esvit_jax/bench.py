@@ -1,10 +1,11 @@
 """Speed and memory of a config, on synthetic images and this machine.
 
   python -m main --mode=bench --config=configs/esvit.py:swin_tiny
+  python -m main --mode=bench --config=configs/eval/knn.py --config.checkpoint=A
 
-Needs no data set, tfds, grain or clu. Times are medians of whole calls, the
-device drained before and after; pieces are compiled apart, so they need not
-add up to the step.
+The first needs no data set, tfds, grain or clu. Times are medians of whole
+calls, the device drained before and after; pieces are compiled apart, so they
+need not add up to the step.
 """
 
 import json
@@ -21,13 +22,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from esvit_jax import jobs, limits, sharding
+from esvit_jax import evals, jobs, limits, protocols, sharding
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
 
-REPEATS = 10
+REPEATS = 20
 WARM_UP = 2
 CLASSES = 1000  # of methods that learn labels
+KNN, KNN_WIDTH = 50_000, 768
 # Steps of one epoch each: all schedules fit, and the freeze of the last layer
 # is over before the clock starts.
 HORIZON = state_lib.Horizon(10_000, 1)
@@ -67,9 +69,10 @@ def run(config, directory: str = '') -> dict:
   figures['batch_size'] = config.batch_size
   figures['compile_s'] = compile_s
   # The step first: it is donated its state, as in training.
-  state, step_ms = _time_step(step, state, batch, job.key)
+  state, step_ms, cpu_s = _time_step(step, state, batch, job.key)
   figures['images_per_s'] = 1e3 * config.batch_size / step_ms
   figures['step_ms'] = step_ms
+  figures['step_cpu_s'] = cpu_s  # of this process, all its threads
   figures['gflop_per_image'] = _flops_per_image(job) / 1e9
   memory = step.memory_analysis()
   if memory is not None:
@@ -81,7 +84,59 @@ def run(config, directory: str = '') -> dict:
   if 'peak_bytes_in_use' in stats:
     figures['peak_memory_mib'] = stats['peak_bytes_in_use'] / 2**20
   figures |= _pieces(job, state, batch)
+  _tell(figures, directory)
+  return figures
 
+
+def evaluation(config, directory: str = '') -> dict:
+  """Measures how fast features are extracted, and k-NN of many.
+
+  Args:
+    config: as in configs/eval/, with a checkpoint.
+    directory: where to write bench.json ('' writes none).
+
+  Returns:
+    The figures, as printed: images/s of the bare forward pass on a batch that
+    is there, and of extraction from the source on, and their ratio; seconds of
+    k-NN between KNN random features and as many others.
+
+  Raises:
+    UserError: the network or the images cannot be used.
+  """
+  subject = protocols.prepare(config, directory or config.checkpoint)
+  features = subject.features(lambda f: f.view)
+  batch = next(iter(subject.batches(subject.judged)))
+  _, ms = _time(features, batch)
+  # The same batches as extraction has, the last one padded.
+  size = len(batch['mask'])
+  count = len(subject.judged)
+  bare = 1e3 * size / ms * (count / (-(-count // size) * size))
+  spans = []
+  for _ in range(3):
+    began = time.perf_counter()
+    evals.extract({'x': features}, subject.batches(subject.judged))
+    spans.append(time.perf_counter() - began)
+  extracted = count / statistics.median(spans)
+  figures = {
+    'device': f'{subject.mesh.size} {jax.devices()[0].device_kind}',
+    'batch_size': size,
+    'forward_images_per_s': bare,
+    'extraction_images_per_s': extracted,
+    'extraction_share_of_forward': extracted / bare,
+  }
+  rng = np.random.default_rng(0)
+  train, test = (
+    rng.standard_normal((KNN, KNN_WIDTH), np.float32) for _ in range(2)
+  )
+  labels = rng.integers(0, CLASSES, (2, KNN))
+  began = time.perf_counter()
+  evals.EVALS['knn'](train, labels[0], test, labels[1])
+  figures[f'knn_{KNN}_{KNN}_{KNN_WIDTH}_s'] = time.perf_counter() - began
+  _tell(figures, directory)
+  return figures
+
+
+def _tell(figures: dict, directory: str) -> None:
   table = Table('figure', 'value', box=box.SIMPLE_HEAD, title='bench')
   for name, value in figures.items():
     text = f'{value:,.4g}' if isinstance(value, float) else str(value)
@@ -91,7 +146,6 @@ def run(config, directory: str = '') -> dict:
   if directory:
     with open(os.path.join(directory, 'bench.json'), 'w') as f:
       json.dump(figures, f, indent=2)
-  return figures
 
 
 def synthetic_job(config, mesh) -> jobs.Job:
@@ -154,13 +208,16 @@ def _time(fn, *args):
 
 
 def _time_step(step, state, batch, key):
-  """The state after some steps and the median milliseconds of one."""
+  """The state after some steps, median milliseconds and mean CPU seconds."""
   spans = []
-  for _ in range(WARM_UP + REPEATS):
+  for i in range(WARM_UP + REPEATS):
+    if i == WARM_UP:
+      cpu = time.process_time()
     began = time.perf_counter()
     state, _ = jax.block_until_ready(step(state, batch, key))
     spans.append(time.perf_counter() - began)
-  return state, 1e3 * statistics.median(spans[WARM_UP:])
+  cpu = (time.process_time() - cpu) / REPEATS
+  return state, 1e3 * statistics.median(spans[WARM_UP:]), cpu
 
 
 def _flops_per_image(job) -> float:

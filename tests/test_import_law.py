@@ -30,7 +30,7 @@ LAW = {
     'jax numpy rich',
   ),
   'judge': ('jobs data evals health sharding', 'jax numpy'),
-  'bench': ('jobs sharding state limits', 'jax numpy optax rich'),
+  'bench': ('jobs sharding state limits evals protocols', 'jax numpy optax rich'),
   'summary': ('', 'jax rich'),
   'methods': (
     'models augment prototypes state optim mixing erasing gmml',
@@ -61,7 +61,7 @@ LAW = {
   'provenance': ('', 'jax'),
   'errors': ('', ''),
   'evals': ('data sharding', 'jax numpy optax'),
-  'analysis': ('data sharding health', 'jax numpy matplotlib sklearn'),
+  'analysis': ('data sharding health', 'jax numpy matplotlib sklearn threadpoolctl'),
   'configs': ('', 'ml_collections'),
 }
 # Packages of one room only; all others do without.

@@ -47,11 +47,25 @@ def tiny():
 
 
 @functools.cache
-def tiny_gradient(norm_pix: bool):
-  *_, network, params = tiny()
-  c = mae_runs.config(norm_pix=norm_pix)
-  loss = golden_step(network, c, mae_runs.golden_order())
-  return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+def tiny_gradients():
+  """params -> gradients [2, ...], losses f[2] (normed, raw), outputs."""
+  network, order = tiny()[2], mae_runs.golden_order()
+  steps = [
+    golden_step(network, mae_runs.config(norm_pix=norm_pix), order)
+    for norm_pix in (True, False)
+  ]
+
+  def losses(params):
+    normed, (_, out) = steps[0](params)
+    values = jnp.stack([normed, steps[1](params)[0]])
+    return values, (values, out)
+
+  return jax.jit(jax.jacrev(losses, has_aux=True))
+
+
+@functools.cache
+def at_start():
+  return tiny_gradients()(tiny()[3])
 
 
 def check_gradients(golden, names, grads, table, key='grad_norm'):
@@ -73,7 +87,7 @@ def test_published_masks():
 
 def test_published_predictions():
   golden, *_ = tiny()
-  (_, (_, out)), _ = tiny_gradient(True)
+  _, (_, out) = at_start()
   latent = out.traces[-1].output
   np.testing.assert_allclose(latent, golden['latent'], **CLOSE)
   np.testing.assert_allclose(out.pred[:, ::4], golden['pred_every4'], **CLOSE)
@@ -81,30 +95,28 @@ def test_published_predictions():
   np.testing.assert_array_equal(patches[:, :3, :12], golden['target_head'])
 
 
-@pytest.mark.parametrize(
-  ('norm_pix', 'loss', 'grads'),
-  [
-    (True, 'loss_norm_pix', 'grad_norm'),
-    (False, 'loss_raw_pix', 'grad_norm_raw_pix'),
-  ],
-)
-def test_published_losses_and_gradients(norm_pix, loss, grads):
+def test_published_losses_and_gradients():
   golden, entry, *_ = tiny()
-  (value, _), found = tiny_gradient(norm_pix)
-  np.testing.assert_allclose(value, golden[loss], rtol=1e-5)
-  check_gradients(golden, entry['grad_names'], found, 'mae', grads)
-  if norm_pix:
-    theirs = convert.to_published({'params': found}, 'mae')
-    for name, first in zip(entry['grad_names'], golden['grad_first8']):
-      g = theirs[name].reshape(-1)[:8]
-      scale = np.abs(theirs[name]).max()
-      np.testing.assert_allclose(
-        g, first[: len(g)], atol=1e-4 * scale, rtol=1e-3, err_msg=name
-      )
+  grads, (values, _) = at_start()
+  told = [golden['loss_norm_pix'], golden['loss_raw_pix']]
+  np.testing.assert_allclose(values, told, rtol=1e-5)
+  for i, key in enumerate(('grad_norm', 'grad_norm_raw_pix')):
+    found = jax.tree.map(lambda g, i=i: g[i], grads)
+    check_gradients(golden, entry['grad_names'], found, 'mae', key)
+  normed = jax.tree.map(lambda g: g[0], grads)
+  theirs = convert.to_published({'params': normed}, 'mae')
+  for name, first in zip(entry['grad_names'], golden['grad_first8']):
+    np.testing.assert_allclose(
+      theirs[name].reshape(-1)[:8],
+      first[: theirs[name].size],
+      atol=1e-4 * np.abs(theirs[name]).max(),
+      rtol=1e-3,
+      err_msg=name,
+    )
 
 
 def test_published_steps():
-  golden, entry, network, params = tiny()
+  golden, entry, _, params = tiny()
   told = entry['adamw']
   tx = optim.build(
     {'b1': 0.9, 'b2': 0.95, 'freeze': {'pos_embed': None}},
@@ -112,18 +124,18 @@ def test_published_steps():
     lambda step: told['lr'],
     lambda step: told['weight_decay'],
   )
-  loss = golden_step(network, mae_runs.config(), mae_runs.golden_order())
 
   @jax.jit
-  def step(params, opt_state):
-    (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params)
+  def move(params, opt_state, grads):
+    grads = jax.tree.map(lambda g: g[0], grads)
     updates, opt_state = tx.update(grads, opt_state, params)
-    return value, optax.apply_updates(params, updates), opt_state
+    return optax.apply_updates(params, updates), opt_state
 
   losses, moved, opt_state = [], params, tx.init(params)
   for _ in golden['traj_loss']:
-    value, moved, opt_state = step(moved, opt_state)
-    losses.append(float(value))
+    grads, (values, _) = tiny_gradients()(moved)
+    moved, opt_state = move(moved, opt_state, grads)
+    losses.append(float(values[0]))
   np.testing.assert_allclose(losses, golden['traj_loss'], rtol=1e-4)
   for part in ('backbone', 'decoder'):
     table = params[part]['pos_embed']

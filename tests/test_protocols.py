@@ -94,7 +94,7 @@ def test_exported_weights_are_judged_alike(run_dir, tmp_path):
 def test_probe_chooses_among_heads(run_dir, tmp_path, augment):
   config = of(probe, run_dir)
   config.probe.lrs = (0.01, 1.0)
-  config.probe.epochs = 2
+  config.probe.epochs = 8
   config.probe.batch = 32
   config.probe.augment = augment
   figures, _, written = evaluated(config, tmp_path)

@@ -1,6 +1,6 @@
 """Weighted k-nearest neighbours on pooled features, as DINO and EsViT judge.
 
-python -m main --config=configs/eval/knn.py --config.checkpoint=runs/quickstart
+python -m main --config=configs/eval/knn.py --config.checkpoint=RUN
 """
 
 from configs import common

@@ -1,6 +1,6 @@
 """Ridge regression on pooled features: a linear figure in seconds.
 
-python -m main --config=configs/eval/linear.py --config.checkpoint=runs/quickstart
+python -m main --config=configs/eval/linear.py --config.checkpoint=RUN
 
 The published protocol is configs/eval/probe.py.
 """

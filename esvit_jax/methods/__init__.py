@@ -2,8 +2,8 @@
 
 from esvit_jax.methods import esvit, finetune
 
-# name -> build(config, horizon, shards=, classes=, teacher=) -> Method; a builder
-# takes what it needs and leaves the rest.
+# name -> build(config, horizon, shards=, classes=, teacher=) -> Method; what a
+# builder does not need it leaves.
 METHODS = {
   'esvit': esvit.build,
   'finetune': finetune.build,

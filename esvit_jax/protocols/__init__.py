@@ -9,7 +9,7 @@ from esvit_jax.protocols import (
   probe,
   transfer,
 )
-from esvit_jax.protocols.subject import Result
+from esvit_jax.protocols.subject import Result, prepare
 
 # name -> run(config, directory, out) -> Result
 PROTOCOLS = {
@@ -23,4 +23,4 @@ PROTOCOLS = {
   'embedding': embedding.run,
 }
 
-__all__ = ['PROTOCOLS', 'Result']
+__all__ = ['PROTOCOLS', 'Result', 'prepare']

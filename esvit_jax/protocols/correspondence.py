@@ -1,6 +1,7 @@
 """Do regions find themselves again in a mirrored, recoloured copy? (spec 9)"""
 
 import jax
+import jax.numpy as jnp
 
 from esvit_jax import augment
 from esvit_jax.analysis import correspondence, plots
@@ -23,16 +24,23 @@ def run(config, directory: str, out) -> Result:
   groups = augment.view_groups({'copy': copy})
   forward = weights_lib.forward(subject.module)
 
+  mean, std = (
+    jnp.asarray(x)[None, None, None] for x in (c.data.mean, c.data.std)
+  )
+
   def views(rows):
+    """The middle of each image, and a copy of that."""
+    images = subject.middle(rows['batch'])  # B s s C
+    levels = jnp.clip(jnp.round((images * std + mean) * 255), 0, 255)
     copies = augment.multi_crop(
-      rows['batch']['image'],
-      rows['batch']['size'],
+      levels.astype(jnp.uint8),
+      jnp.full((len(images), 2), c.size, jnp.int32),
       rows['keys'],
       groups,
       c.data.mean,
       c.data.std,
-    )['copy'][:, 0]
-    return subject.middle(rows['batch']), copies
+    )
+    return images, copies['copy'][:, 0]
 
   def grids(variables, pair):
     return tuple(forward(variables, x).grid for x in pair)

@@ -12,6 +12,7 @@ import numpy as np
 
 from esvit_jax.analysis import attention, representation
 from esvit_jax.errors import UserError
+from esvit_jax.interop import architecture
 from esvit_jax.interop import weights as weights_lib
 from esvit_jax.protocols.subject import Result, Subject, prepare
 
@@ -28,7 +29,7 @@ def run(config, directory: str, out) -> Result:
   try:
     figures['attention'] = _attention(subject)
   except UserError as e:
-    figures['attention'] = str(e)  # no attention, or of windows of chunks
+    figures['attention'] = str(e)  # of a backbone that keeps none
   return subject.result(figures)
 
 
@@ -39,10 +40,17 @@ def _attention(subject: Subject) -> dict:
     raise UserError(f"config.layers.unit is '{c.unit}': use nats or bits")
   module = subject.module
   inspect = weights_lib.inspect(module)
-  side = module.image_size // getattr(module, 'patch', 16)
+  patch = getattr(module, 'patch', 0)
+  # Windows of Swin shift by the size the network is made for, CvT's never.
+  settings = {
+    'scale': c.scale or {16: 14.0}.get(patch, patch or 4),
+    'base': base,
+    'side': module.image_size // patch if patch else 0,
+    'shifts': architecture.family(module) == 'swin',
+  }
 
   def per_head(variables, images):
-    return attention.per_head(*inspect(variables, images), c.scale, base, side)
+    return attention.per_head(*inspect(variables, images), **settings)
 
   of = subject.images(per_head)
   heads = attention.mean_per_head(
