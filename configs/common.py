@@ -147,6 +147,29 @@ def variant(arg: str | None, table: dict, default: str):
   return table[names[0]], debug
 
 
+# Networks for images of 28 px, by the first word of the name.
+_TWO_STAGES = {'dims': (16, 32), 'depths': (1, 2), 'heads': (1, 2)}
+_VIT = {'name': 'vit', 'dim': 32, 'depth': 2, 'heads': 2, 'patch': 4}
+SMALL = {
+  'swin': {'name': 'swin', **_TWO_STAGES, 'window': 7, 'patch': 4},
+  'cvt': {'name': 'cvt', **_TWO_STAGES},
+  'vil': {
+    'name': 'vil',
+    **_TWO_STAGES,
+    'sparse': (True, False),
+    'global_tokens': (1, 0),
+    'patches': (4, 2),
+    'window': 3,
+  },
+  'resnet': {'name': 'resnet', 'depths': (1, 1), 'width': 8},
+  'vit': _VIT,
+  'mae': _VIT | {'positions': 'mae', 'init_scale': 'mae', 'pool': 'mean'},
+  'moco': _VIT | {'positions': 'moco', 'init_scale': 'moco'},
+}
+for _row in SMALL.values():
+  _row['image_size'] = 28
+
+
 def shrink(c: ConfigDict) -> ConfigDict:
   """Any config in seconds on a laptop: embedded images, a tiny network."""
   c.data.source = 'embedded'
@@ -159,14 +182,8 @@ def shrink(c: ConfigDict) -> ConfigDict:
   for name, group in c.views.items():
     group.size = 28 if name == 'globals' else 16
     group.count = min(group.count, 2)
-  if c.model.name.startswith('swin'):
-    c.model.name = 'swin'
-    c.model.dims, c.model.depths, c.model.heads = (16, 32), (1, 2), (1, 2)
-    c.model.window, c.model.patch, c.model.image_size = 7, 4, 28
-  else:
-    c.model.name = 'vit'
-    c.model.dim, c.model.depth, c.model.heads = 32, 2, 2
-    c.model.patch, c.model.image_size = 4, 28
+  name = c.model.name.partition('_')[0].removesuffix('50')
+  c.model.update(SMALL.get(name, SMALL['vit']))
   c.model.dtype = 'float32'
   if c.method == 'esvit':
     c.head.out_dim, c.head.hidden, c.head.bottleneck = 64, 32, 16

@@ -1,19 +1,23 @@
-"""DINO's vision transformers: the view loss alone, EsViT's baseline rows.
+"""DINO's vision transformers: EsViT's baseline rows, DeiT.
 
   python -m main --config=configs/dino.py:vit_small --workdir=runs/vit_small
 
-Batch 1024 and 300 epochs as in EsViT's comparison (its table 4).
+Batch 1024 and 300 epochs as in EsViT's comparison (its table 4). The view loss
+alone, or with regions too: vit_small_regions (EsViT found no gain).
 """
 
 from configs import common
 
-VARIANTS = {name: name for name in ('vit_tiny', 'vit_small', 'vit_base')}
+MODELS = ('vit_tiny', 'vit_small', 'vit_base')
+VARIANTS = {name: (name, 0.0) for name in MODELS} | {
+  f'{name}_regions': (name, 0.5) for name in MODELS
+}
 
 
 def get_config(arg: str | None = None):
-  model, debug = common.variant(arg, VARIANTS, 'vit_small')
+  (model, region_weight), debug = common.variant(arg, VARIANTS, 'vit_small')
   c = common.get_config()
   c.batch_size = 1024
   c.model.name = model
-  c.loss.region_weight = 0.0
+  c.loss.region_weight = region_weight
   return common.shrink(c) if debug else c

@@ -1,4 +1,4 @@
-"""Every published EsViT recipe on ImageNet-1K.
+"""Every published EsViT recipe on ImageNet-1K: Swin, ViL, CvT, ResNet-50.
 
   python -m main --config=configs/esvit.py:swin_tiny --workdir=runs/swin_tiny
 
@@ -14,16 +14,32 @@ Add ,debug to see it all work in seconds: configs/esvit.py:swin_tiny,debug
 
 from configs import common
 
-# name: model, window, drop path, epoch at which the region task was added
-# to a view-only run (0: both from the start), norm_last_layer.
+# name: model, fields of it, epoch at which the region task was added to a
+# view-only run (0: both from the start), norm_last_layer, batch size.
 RECIPES = {
-  'swin_tiny': ('swin_tiny', 7, 0.1, 0, False),
-  'swin_small': ('swin_small', 7, 0.2, 0, False),
-  'swin_base': ('swin_base', 7, 0.2, 200, False),
-  'swin_tiny_w14': ('swin_tiny', 14, 0.1, 200, False),
-  'swin_small_w14': ('swin_small', 14, 0.2, 180, False),
+  'swin_tiny': ('swin_tiny', {'window': 7}, 0, False, 512),
+  'swin_small': ('swin_small', {'window': 7, 'drop_path': 0.2}, 0, False, 512),
+  'swin_base': ('swin_base', {'window': 7, 'drop_path': 0.2}, 200, False, 512),
+  'swin_tiny_w14': ('swin_tiny', {'window': 14}, 200, False, 512),
+  'swin_small_w14': (
+    'swin_small',
+    {'window': 14, 'drop_path': 0.2},
+    180,
+    False,
+    512,
+  ),
   # The published run's name says norm true: its last layer was normalised.
-  'swin_base_w14': ('swin_base', 14, 0.2, 200, True),
+  'swin_base_w14': (
+    'swin_base',
+    {'window': 14, 'drop_path': 0.2},
+    200,
+    True,
+    512,
+  ),
+  # Published with 512 for the view loss alone, 1024 with regions.
+  'vil': ('vil_2262', {}, 200, False, 1024),
+  'cvt_tiny': ('cvt_tiny', {}, 200, False, 1024),
+  'resnet50': ('resnet50', {'drop_path': 0.0}, 200, False, 1024),
 }
 VARIANTS = {name: (*row, True) for name, row in RECIPES.items()} | {
   f'{name}_view': (*row, False) for name, row in RECIPES.items()
@@ -32,11 +48,10 @@ VARIANTS = {name: (*row, True) for name, row in RECIPES.items()} | {
 
 def get_config(arg: str | None = None):
   row, debug = common.variant(arg, VARIANTS, 'swin_tiny')
-  model, window, drop_path, added_at, norm_last_layer, region = row
+  model, fields, added_at, norm_last_layer, batch_size, region = row
   c = common.get_config()
-  c.model.name = model
-  c.model.window = window
-  c.model.drop_path = drop_path
+  c.batch_size = batch_size if region or model != 'vil_2262' else 512
+  c.model.update({'name': model, **fields})
   c.head.norm_last_layer = norm_last_layer
   c.loss.region_weight = 0.5 if region else 0.0
   if region:

@@ -11,6 +11,7 @@ import optax
 from esvit_jax import data, limits, methods, optim, sharding
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
+from esvit_jax.interop import weights as weights_lib
 from esvit_jax.metrics import tensorboard_writers
 
 
@@ -76,6 +77,7 @@ def plan(config, mesh, sources, horizon) -> Job:
     horizon,
     shards=mesh.size,
     classes=len(sources['train'].classes or ()),
+    teacher=_frozen_teacher(config),
   )
   params, _, _ = jax.eval_shape(method.init, jax.random.key(0))
   tx, schedules = optim.from_config(config, horizon, params)
@@ -104,6 +106,21 @@ def plan(config, mesh, sources, horizon) -> Job:
   job = Job(config, mesh, sources, horizon, method, tx, schedules, state, batch)
   refuse_if_over(_least_memory(job), 'a train step needs at least')
   return job
+
+
+def _frozen_teacher(config):
+  """(backbone, its variables) of the network to distil from, or None."""
+  path = config.distill.checkpoint if 'distill' in config else ''
+  if not path:
+    return None
+  if path == 'REQUIRED':
+    raise UserError(
+      'this recipe distils from a teacher: give it with '
+      '--config.distill.checkpoint, a run, .safetensors or .pth'
+    )
+  weights, which = weights_lib.pick(path)
+  module = weights.backbone.clone(dtype=jnp.dtype(config.model.dtype))
+  return module, weights_lib.part_variables(weights, which)
 
 
 def compile_step(job: Job):

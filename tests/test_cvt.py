@@ -41,7 +41,14 @@ def test_statistics_are_torchs():
 
 def test_eight_devices_are_one():
   conv_laws.eight_devices_are_one(
-    {**CASE.small, 'depths': (1, 1), 'drop_path': 0.2}
+    {
+      'name': 'cvt',
+      'dims': (8,),
+      'depths': (1,),
+      'heads': (2,),
+      'init_scale': 'fan_in',
+      'drop_path': 0.2,
+    }
   )
 
 
@@ -122,7 +129,7 @@ def test_pads_count_and_are_seen():
   # One weight in the middle: the convolution keeps what it gets.
   kernel = jnp.zeros_like(kernel).at[1, 1].set(1)
   params = {**variables['params'], 'depthwise': {'kernel': kernel}}
-  y, changed = attention.apply(
+  _, changed = attention.apply(
     {**variables, 'params': params},
     x,
     True,
@@ -166,9 +173,9 @@ def test_configs_that_do_not_fit(config, words):
 
 def test_images_that_do_not_fit():
   backbone, variables = conv_laws.small(CASE, channels=1)
-  with pytest.raises(UserError, match='have 3 channels.* made for 1'):
+  with pytest.raises(UserError, match=r'have 3 channels.* made for 1'):
     backbone.apply(variables, conv_laws.groups())
-  with pytest.raises(UserError, match='give .batch, views'):
+  with pytest.raises(UserError, match=r'give \[batch, views'):
     backbone.apply(variables, (jnp.zeros((2, 32, 32, 1)),))
   with pytest.raises(UserError, match='2x40 px: this network takes 3 px or'):
     backbone.apply(variables, (jnp.zeros((2, 1, 2, 40, 1)),))

@@ -23,7 +23,10 @@ LAW = {
     'state workdir provenance interop models',
     'jax numpy',
   ),
-  'jobs': ('methods data optim sharding state limits metrics', 'jax optax'),
+  'jobs': (
+    'methods data optim sharding state limits metrics interop',
+    'jax optax',
+  ),
   'evaluate': ('protocols provenance workdir analysis', 'rich'),
   'protocols': (
     'augment analysis data evals interop metrics models sharding train workdir',

@@ -1,10 +1,11 @@
 """Ways to learn without labels: one file and one line here for each."""
 
-from esvit_jax.methods import esvit, finetune
+from esvit_jax.methods import esvit, finetune, mae
 
 # name -> build(config, horizon, shards=, classes=, teacher=) -> Method; what a
 # builder does not need it leaves.
 METHODS = {
   'esvit': esvit.build,
   'finetune': finetune.build,
+  'mae': mae.build,
 }

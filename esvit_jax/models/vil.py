@@ -83,10 +83,10 @@ class ViL(nn.Module):
         f'mode of the model is {self.mode}: use 0 (all nine chunks), 1 (a '
         'random neighbour in training) or -1 (no neighbours)'
       )
-    if min(self.patches) < 1 or min(self.global_tokens) < 0:
+    if min(*self.depths, *self.patches) < 1 or min(self.global_tokens) < 0:
       raise UserError(
-        f'patches {self.patches} of the model have to be 1 or more, and '
-        f'global_tokens {self.global_tokens} 0 or more'
+        f'depths {self.depths} and patches {self.patches} of the model have to '
+        f'be 1 or more, and global_tokens {self.global_tokens} 0 or more'
       )
     if self.image_size < math.prod(self.patches):
       raise UserError(
