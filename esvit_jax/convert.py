@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from esvit_jax.errors import UserError
-from esvit_jax.interop.layouts import TABLES, Buffer
+from esvit_jax.interop.layouts import TABLES, Buffer, Row
 
 Arrays = dict[str, np.ndarray]
 
@@ -67,6 +67,22 @@ def from_published(state: Mapping, arch: str, like: Mapping) -> dict:
   if any(problems.values()):
     text = '; '.join(listed(k, v) for k, v in problems.items() if v)
     raise UserError(f'this checkpoint is not of the {arch} asked for: {text}')
+  return traverse_util.unflatten_dict(ours, sep='/')
+
+
+def implied(state: Mapping, arch: str) -> dict:
+  """Zeros of the shapes that a state_dict's own keys ask for.
+
+  For parts whose module only a training config describes, such as decoders:
+  a run that starts from them checks them against its own.
+  """
+  table, ours = _table(arch), {}
+  for key, value in state.items():
+    found = _find(table, 'theirs', key, state)
+    if found is not None and isinstance(found[0], Row):
+      row, numbers = found
+      shape = _reorder_shape(value.shape, row.to_ours)
+      ours[row.ours.format(**numbers)] = np.zeros(shape, np.float32)
   return traverse_util.unflatten_dict(ours, sep='/')
 
 
@@ -146,7 +162,9 @@ def _reorder(value: np.ndarray, axes) -> np.ndarray | None:
 
 
 def _reorder_shape(shape: tuple, axes) -> tuple:
-  return shape if axes is None else tuple(shape[a] for a in axes)
+  if axes is None or len(axes) != len(shape):
+    return shape
+  return tuple(shape[a] for a in axes)
 
 
 def listed(title: str, keys: list[str], most: int = 8) -> str:

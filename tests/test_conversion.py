@@ -596,7 +596,7 @@ def test_features_are_the_same_from_every_form(place):
     same(out, outs[0])
   apply, params = esvit_jax.load(place / 'run', 'student')
   assert np.abs(apply(params, images).view - outs[0].view).max() > 1e-3
-  with pytest.raises(UserError, match="use 'teacher' or 'student'"):
+  with pytest.raises(UserError, match="use auto, student, teacher"):
     esvit_jax.load(place / 'run', 'both')
 
 

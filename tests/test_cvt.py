@@ -47,7 +47,6 @@ def test_eight_devices_are_one():
       'depths': (1,),
       'heads': (2,),
       'init_scale': 'fan_in',
-      'drop_path': 0.2,
     }
   )
 

@@ -36,7 +36,7 @@ def test_statistics_are_torchs():
 
 def test_eight_devices_are_one():
   conv_laws.eight_devices_are_one(
-    {'name': 'resnet', 'depths': (1,), 'width': 8, 'drop_path': 0.2}
+    {'name': 'resnet', 'depths': (1,), 'width': 8}
   )
 
 

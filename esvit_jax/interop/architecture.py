@@ -10,6 +10,7 @@ from flax import linen as nn
 from esvit_jax import convert, models
 from esvit_jax.errors import UserError
 from esvit_jax.models.heads import DINOHead
+from esvit_jax.models.positions import mae_table, moco_table
 from esvit_jax.models.swin import stage_window
 
 # A key that only this family has, and the weight of its first convolution.
@@ -23,6 +24,7 @@ FAMILIES = {
   'vil': ('layer1.0.norm_embed.weight', 'layer1.0.proj.weight'),
   'resnet': ('layer1.0.conv1.weight', 'conv1.weight'),
 }
+_POOLS = {'mae': 'mean', 'moco': 'cls'}
 HEAD_FIELDS = ('out_dim', 'hidden', 'bottleneck', 'layers', 'use_bn')
 # Larger than any published value; larger ones ask for hours or terabytes.
 _LIMITS = {'window': 64, 'patch': 256, 'image_size': 2048}
@@ -234,8 +236,14 @@ def _vit(state: Mapping, fields: Mapping) -> dict:
     'depth': _count(state, 'blocks'),
     'patch': patch,
     'image_size': side * patch,
+    'positions': 'learned',
+    **_vit_parts(state),
     **fields,
   }
+  for kind, table in (('mae', mae_table), ('moco', moco_table)):
+    # Tables that never trained tell whose network it is.
+    if np.allclose(state['pos_embed'], table(dim, side), atol=1e-6):
+      found |= {'positions': kind, 'pool': _POOLS[kind]}
   config = _named('vit', found)
   if config['name'] == 'vit' and 'heads' not in config:
     raise UserError(
@@ -243,6 +251,21 @@ def _vit(state: Mapping, fields: Mapping) -> dict:
       'say how many heads it has; add --model.heads='
     )
   return config
+
+
+def _vit_parts(state: Mapping) -> dict:
+  """What fine-tuned ViTs may have, or lack."""
+  found = {}
+  table = state.get('blocks.0.attn.relative_position_bias_table')
+  if table is not None:
+    found |= {'rel_pos': True, 'heads': table.shape[1]}
+  if 'blocks.0.gamma_1' in state:
+    found['layer_scale'] = 0.1
+  if 'blocks.0.attn.q_bias' in state:
+    found['qkv_bias'] = 'qv'
+  if 'norm.weight' not in state:
+    found['final_norm'] = False
+  return found
 
 
 def _cvt(state: Mapping, fields: Mapping) -> dict:
@@ -290,7 +313,8 @@ def _named(family: str, found: Mapping) -> dict:
     if module.__name__.lower() != family or name == family:
       continue
     known = {f.name: f.default for f in dataclasses.fields(module)} | defaults
-    sizes = ('dims', 'depths', 'heads', 'dim', 'depth')
+    sizes = ('dims', 'depths', 'heads', 'dim', 'depth', 'positions')
+    defaults = known | defaults if family == 'vit' else defaults
     if all(found.get(k, v) == v for k, v in defaults.items() if k in sizes):
       return {
         'name': name,

@@ -154,6 +154,49 @@ _D2MAE = (
   *_MAE,
 )
 
+
+def _mlp(theirs: str, ours: str, batch_norms: int) -> tuple[Row | Buffer, ...]:
+  """Linear, batch norm, activation and so on; the last norm has no gain."""
+  rows = []
+  for k in range(batch_norms):
+    rows += _linear(f'{theirs}.{3 * k}', f'{ours}/fc{k}')
+    norm = _batch_norm(f'{theirs}.{3 * k + 1}', f'{ours}/norm{k}')
+    rows += norm if k < batch_norms - 1 else norm[2:]
+  return tuple(rows)
+
+
+_MOCO_BASE = (*_vit('backbone/'), *_mlp('head', 'head', 3))
+_MOCO_PREDICTOR = _mlp('predictor', 'predictor', 2)
+_SIT_PAINT = 'head_recons.convTrans'
+
+
+def _within(prefix: str, rows: tuple) -> tuple[Row | Buffer, ...]:
+  """Rows of a network that has a name in theirs."""
+  return tuple(
+    row._replace(theirs=prefix + row.theirs)
+    if isinstance(row, Row)
+    else row._replace(theirs=prefix + row.theirs, of=prefix + row.of)
+    for row in rows
+  )
+
+
+_SIT = (
+  *_within('backbone.', _vit('backbone/')),
+  *_mlp('head.mlp', 'head', 3),
+  *(
+    row
+    for k in range(3)
+    for row in _linear(f'head_recons.mlp.{2 * k}', f'head_recons/fc{k}')
+  ),
+  Row(
+    f'{_SIT_PAINT}.weight',
+    'params/head_recons/kernel',
+    (0, 2, 3, 1),
+    (0, 3, 1, 2),
+  ),
+  *_same(f'{_SIT_PAINT}.bias', 'head_recons/bias'),
+)
+
 _STAGES = range(8)  # of a multi-stage network, at most
 _CVT_BLOCK = 'stage{i}.1.layers.{j}'
 _CVT_QKV = f'{_CVT_BLOCK}.0.fn.qkv'
@@ -288,6 +331,9 @@ TABLES = {
   'vit': _vit(''),
   'mae': _MAE,
   'd2mae': _D2MAE,
+  # An encoder with its projector, whose files hold two, and the predictor.
+  'moco': (*_MOCO_BASE, *_MOCO_PREDICTOR),
+  'sit': _SIT,
   'vit_classifier': (
     *_vit('backbone/'),
     *_norm('fc_norm', 'fc_norm'),

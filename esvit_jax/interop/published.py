@@ -22,6 +22,18 @@ FORMAT = 'esvit_jax'  # the key of our architecture in safetensors' metadata
 CENTRES = 'dino_loss.'
 HEADS = ('head', 'head_dense')
 WHO = ('student', 'teacher')
+# What pre-training adds to a backbone: MAE's decoder and adapters, heads.
+_BESIDE = (
+  'mask_token',
+  'decoder_',
+  'attn_adapter.',
+  'hidden_adapter.',
+  'head.',
+  'head_recons.',
+  'fc_norm.',
+  'predictor.',
+)
+_TUTOR = 'tch_model.'  # the frozen teacher in files of D-MAE
 # The two networks of MoCo v3 and v1, which live in one state_dict.
 _MOCO = {
   'student': ('base_encoder.', 'encoder_q.'),
@@ -70,12 +82,43 @@ def read(path: str, prefix: str | None = None) -> File:
     raise UserError(f'{path!r}: {e}') from None
 
 
-def split(network: Mapping) -> dict[str, Arrays]:
-  """The 'backbone', 'head' and 'head_dense' of a network's arrays.
+def whole(network: Mapping) -> str | None:
+  """The table of what a network has beside its backbone, if not DINO's heads.
 
-  A `head.` without prototypes is some other head and stays with the backbone,
-  which does not know it.
+  Told by a key that only this kind has.
   """
+  if 'decoder_embed.weight' in network:
+    cut = 'blocks.12.norm1.weight' in network
+    return (
+      'd2mae' if cut and 'blocks.12.mlp.fc1.weight' not in network else 'mae'
+    )
+  if 'head_recons.mlp.0.weight' in network:
+    return 'sit'
+  if 'head.6.weight' in network and 'head.0.weight' in network:
+    return 'moco'
+  if 'head.weight' in network and 'blocks.0.norm1.weight' in network:
+    return 'vit_classifier'
+  return None
+
+
+def beside(key: str, kind: str) -> bool:
+  """Whether a key of a `whole` network is not its backbone's."""
+  if kind == 'd2mae' and key.startswith('blocks.12.'):
+    return True
+  return key.startswith(_BESIDE)
+
+
+def split(network: Mapping) -> dict[str, Arrays]:
+  """The 'backbone', 'head' and 'head_dense' of a network's arrays, or 'rest'.
+
+  `rest` is what a network of another kind has beside its backbone, see
+  `whole`.
+  """
+  kind = whole(network)
+  if kind:
+    rest = {k: v for k, v in network.items() if beside(k, kind)}
+    backbone = {k: v for k, v in network.items() if k not in rest}
+    return {'backbone': backbone, 'rest': rest}
   heads = [h for h in HEADS if f'{h}.last_layer.weight_v' in network]
   parts = {part: {} for part in ('backbone', *heads)}
   for key, value in network.items():
@@ -187,10 +230,21 @@ def _networks(who, state, prefix, others, notes) -> dict[str, Arrays]:
         if taken:
           notes.append(f'{name}: prefix {found + word!r}')
           networks[name] = {k.removeprefix(word): v for k, v in taken.items()}
+    # Published: only the base encoder has a predictor behind it.
+    for key in [k for k in rest if k.startswith('predictor.')]:
+      networks['student'][key] = rest.pop(key)
     others |= {found + k: v for k, v in rest.items()}
     return networks
+  tutor = [k for k in state if k.startswith(_TUTOR)]
+  if tutor:
+    notes.append(f'{who}: left out the frozen teacher, {len(tutor)} arrays')
+    state = {k: v for k, v in state.items() if k not in tutor}
   for word in ('model.', 'backbone.', 'backbone.'):
-    body = [k for k in state if k.partition('.')[0] not in HEADS]
+    body = [
+      k
+      for k in state
+      if k.partition('.')[0] not in HEADS and not k.startswith(_BESIDE)
+    ]
     state, more = _without(word, state, body)
     found += more
   twice = [k for k in state if k.startswith('module.')]

@@ -185,6 +185,11 @@ def to_published(weights: Weights, which: str = 'teacher') -> Arrays:
   flat = {}
   for who in weights.networks if which == 'both' else (which,):
     start = f'{who}.' if which == 'both' else ''
+    kind = _whole(weights.networks[who]['params'])
+    if kind:
+      arrays = convert.to_published(weights.networks[who], kind)
+      flat |= {f'{start}{k}': v for k, v in arrays.items()}
+      continue
     for part in weights.networks[who]['params']:
       arrays = convert.to_published(
         part_variables(weights, who, part), _table(weights, part)
@@ -228,6 +233,22 @@ def inspect(backbone):
   return jax.jit(apply)
 
 
+def _whole(params: Mapping) -> str | None:
+  """The table of a whole network that is not a backbone with DINO's heads."""
+  head = params.get('head', {})
+  if 'tail_block' in params:
+    return 'd2mae'
+  if 'decoder' in params:
+    return 'mae'
+  if 'head_recons' in params:
+    return 'sit'
+  if 'kernel' in head:
+    return 'vit_classifier'
+  if 'predictor' in params or ('fc0' in head and 'last_layer' not in head):
+    return 'moco'
+  return None
+
+
 def _table(weights: Weights, part: str) -> str:
   """The name in `convert` of the table of a part."""
   if part == 'backbone':
@@ -261,7 +282,17 @@ def _variables(who, parts, module, about, allowed, used, notes) -> dict:
   if 'head_dense' in parts and 'head' not in parts:
     raise UserError(f'its {who} has a head_dense but no head')
   variables = {'params': {}, 'batch_stats': {}}
+  kind = published.whole(parts['backbone'] | parts.get('rest', {}))
   for part, arrays in parts.items():
+    if part == 'rest':
+      init = functools.partial(_as_they_are, arrays, kind)
+      found, more = accounting.agree(
+        arrays, kind, init, '', f'{who} {kind}', allowed, used
+      )
+      notes.extend(more)
+      for collection, tree in found.items():
+        variables[collection] |= tree
+      continue
     if part == 'backbone':
       table = architecture.family(module)
       init = architecture.backbone_init(module, about['channels'])
@@ -277,6 +308,12 @@ def _variables(who, parts, module, about, allowed, used, notes) -> dict:
     for collection, tree in arrays.items():
       variables[collection][part] = tree
   return variables
+
+
+def _as_they_are(arrays: Arrays, kind: str, key) -> dict:
+  """Fresh variables of the shapes of `arrays`."""
+  del key
+  return convert.implied(arrays, kind)
 
 
 def _centres(arrays: Arrays, about: dict) -> Arrays:

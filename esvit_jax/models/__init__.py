@@ -94,6 +94,11 @@ _SIZES = {
   'huge': {'dim': 1280, 'depth': 32, 'heads': 16, 'patch': 14},
 }
 BACKBONES |= {f'mae_{k}': (ViT, {**v, **_MAE}) for k, v in _SIZES.items()}
+# As MAE-Lite compares MoCo-v3.
+_MOCO = {'positions': 'moco', 'init_scale': 'moco'}
+BACKBONES['moco_tiny'] = (ViT, {**_SIZES['tiny'], **_MOCO})
+BACKBONES['moco_small'] = (ViT, {**_SIZES['small'], **_MOCO})
+BACKBONES['moco_base'] = (ViT, {**_SIZES['base'], **_MOCO})
 BACKBONES['deit_tiny'] = BACKBONES['vit_tiny']
 BACKBONES['deit_small'] = BACKBONES['vit_small']
 

@@ -1,0 +1,65 @@
+"""The contrastive loss of MoCo-v3 (2104.02057), which SiT shares."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from esvit_jax.models.heads import normalize
+
+
+def loss(queries, keys, temperature: float) -> tuple[jax.Array, jax.Array]:
+  """Tells each query's own key from those of all other images.
+
+    loss = 2T mean_i CE(softmax_j(<q_i, k_j> / T), i),    |q_i| = |k_j| = 1
+
+  The batch is the global one, so every device sees the keys of all. 2T keeps
+  gradients alike between temperatures.
+
+  Args:
+    queries: f[N, P], of any length.
+    keys: likewise; no gradient.
+    temperature: T.
+
+  Returns:
+    (loss, share of queries whose own key is the nearest), f32[] each.
+  """
+  q = normalize(queries.astype(jnp.float32))
+  k = normalize(jax.lax.stop_gradient(keys).astype(jnp.float32))
+  # Matrix units round to bfloat16 unless told not to; logits reach 1/T.
+  logits = jnp.einsum('ip,jp->ij', q, k, precision='highest') / temperature
+  own = jnp.einsum('ip,ip->i', q, k, precision='highest') / temperature
+  value = 2 * temperature * (jax.nn.logsumexp(logits, 1) - own).mean()
+  right = logits.argmax(1) == jnp.arange(len(q))
+  return value, right.mean()
+
+
+def symmetric(queries, keys, temperature: float) -> tuple[jax.Array, jax.Array]:
+  """L(view 1's queries, view 2's keys) + L(view 2's, view 1's).
+
+  Args:
+    queries, keys: f[N, 2, P].
+    temperature: T.
+
+  Returns:
+    (sum of both losses, mean of both shares).
+  """
+  one, first = loss(queries[:, 0], keys[:, 1], temperature)
+  two, second = loss(queries[:, 1], keys[:, 0], temperature)
+  return one + two, (first + second) / 2
+
+
+def chance(images: int, temperature: float) -> float:
+  """`symmetric` where all keys look alike."""
+  return 4 * temperature * math.log(images)
+
+
+def spread(features) -> jax.Array:
+  """How far unit features lie from their mean: 0 for all alike, at most 1.
+
+  Args:
+    features: f[B, V, D], of any length.
+  """
+  u = normalize(features.astype(jnp.float32))
+  # |u| = 1, so the variances add up to 1 - |mean|^2: one pass, one reduce.
+  return jnp.sqrt(jnp.maximum(1 - jnp.square(u.mean((0, 1))).sum(), 0))

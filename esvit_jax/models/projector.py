@@ -1,0 +1,133 @@
+"""Heads of MoCo-v3 and SiT: multi-layer perceptrons, and one that paints."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from esvit_jax.errors import UserError
+from esvit_jax.models.layers import (
+  BatchNorm,
+  linear_init,
+  torch_default_init,
+)
+
+ACTIVATIONS = {
+  'relu': nn.relu,
+  'gelu': lambda x: nn.gelu(x, approximate=False),
+}
+
+
+class Projector(nn.Module):
+  """Linear layers with batch norm after each, without a gain after the last.
+
+  Attributes:
+    hidden, out_dim: widths of the hidden layers and of the output.
+    activations: after each hidden layer, 'relu' or 'gelu'. MoCo-v3 has two
+      of 'relu' and one in its predictor; SiT, published so, 'relu' and 'gelu'.
+    use_bias: whether linear layers have biases, which batch norm cancels.
+    init_scale: see `layers.linear_init`; or 'torch' for PyTorch's default.
+    dtype: of the products.
+  """
+
+  hidden: int = 4096
+  out_dim: int = 256
+  activations: tuple[str, ...] = ('relu', 'relu')
+  use_bias: bool = False
+  init_scale: str = 'torch'
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, train: bool = False) -> jax.Array:
+    """Features f[..., D] -> projections f32[..., out_dim], of any length.
+
+    Args:
+      x: statistics are those of all axes but the last together.
+      train: batch norm uses (and keeps track of) the batch's statistics.
+    """
+    for i in range(len(self.activations) + 1):
+      last = i == len(self.activations)
+      init = torch_default_init(x.shape[-1])
+      if self.init_scale != 'torch':
+        init = linear_init(self.init_scale)
+      x = nn.Dense(
+        self.out_dim if last else self.hidden,
+        use_bias=self.use_bias,
+        kernel_init=init,
+        dtype=self.dtype,
+        name=f'fc{i}',
+      )(x)
+      dtype = jnp.float32 if last else self.dtype
+      x = BatchNorm(affine=not last, dtype=dtype, name=f'norm{i}')(x, train)
+      if not last:
+        x = ACTIVATIONS[self.activations[i]](x)
+    return x
+
+
+class Painter(nn.Module):
+  """SiT's reconstruction head: pixels of each region, from its feature.
+
+  Three linear layers with GELU, then a transposed convolution of stride p:
+  out[p i + a, p j + b] = x[i, j] . kernel[a, b] + bias.
+
+  Attributes:
+    channels: of the images.
+    patch: p, pixels from one region to the next.
+    init_scale: see `layers.linear_init`.
+    dtype: of the products.
+  """
+
+  channels: int = 3
+  patch: int = 16
+  init_scale: str = 'published'
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, grid) -> jax.Array:
+    """Regions f[B, V, h, w, D] -> images f32[B, V, p h, p w, channels]."""
+    B, V, h, w, D = grid.shape
+    p, C, x = self.patch, self.channels, grid
+    for i in range(3):
+      init = linear_init(self.init_scale)
+      x = nn.Dense(D, kernel_init=init, dtype=self.dtype, name=f'fc{i}')(x)
+      x = nn.gelu(x, approximate=False)
+    # PyTorch's default, with the fan-in it takes for this layer.
+    init = torch_default_init(p * p * C)
+    kernel = self.param('kernel', init, (D, p, p, C))
+    bias = self.param('bias', init, (C,))
+    x = jnp.einsum(
+      'BVijd,dabc->BViajbc',
+      x,
+      kernel.astype(self.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    x = x.reshape(B, V, h * p, w * p, C)
+    return x + bias[None, None, None, None]
+
+
+def stride(backbone: nn.Module, side: int, channels: int) -> int:
+  """Pixels from one region of a backbone to the next.
+
+  Args:
+    backbone: any.
+    side: of the images, pixels.
+    channels: of the images.
+
+  Raises:
+    UserError: regions do not tile the images.
+  """
+  image = jax.ShapeDtypeStruct((1, 1, side, side, channels), jnp.float32)
+  (features,), _ = jax.eval_shape(
+    lambda key, x: backbone.init_with_output(key, (x,)),
+    jax.random.key(0),
+    image,
+  )
+  regions = features.grid.shape[2]
+  if side % regions:
+    raise UserError(
+      f'images of {side} px give {regions}x{regions} regions, which do not '
+      f'tile them: take {math.ceil(side / regions) * regions} px, or another '
+      'backbone'
+    )
+  return side // regions
