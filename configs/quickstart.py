@@ -1,21 +1,39 @@
-"""EsViT on 10,000 embedded images: minutes on a laptop's CPU, no network.
+"""On 10,000 embedded images: minutes on a laptop's CPU, no network.
 
-python -m main --config=configs/quickstart.py --workdir=runs/quickstart
+  python -m main --config=configs/quickstart.py --workdir=runs/quickstart
+
+`esvit` (the default) or `mae`: the same images, another way to learn.
 """
 
-from configs import common
+from configs import common, mae_lite
 
 
 def get_config(arg: str | None = None):
-  _, debug = common.variant(arg, {'esvit': None}, 'esvit')
-  c = common.get_config()
+  recipe, debug = common.variant(arg, VARIANTS, 'esvit')
+  c = recipe()
+  return common.shrink(c) if debug else c
+
+
+def embedded(c):
+  """The images, and how often to look at what is learned."""
   c.batch_size = 64
-  c.steps = 1200
   c.data.source = 'embedded'
   c.data.channels = 1
   c.data.canvas = 0
   c.data.workers = 2
   c.data.mean, c.data.std = (0.286,), (0.353,)
+  c.model.dtype = 'float32'
+  c.eval.size = 28
+  c.eval.every_epochs = 4.0
+  c.eval.train_images = 0
+  c.save.keep_every_epochs = 0
+  c.log_every = 30
+  return c
+
+
+def esvit():
+  c = embedded(common.get_config())
+  c.steps = 1200
 
   # Small objects on black: gentle crops, no hue, no solarisation.
   c.views.globals = common.view(28, 2, (0.6, 1.0), blur=(0.2, 0.02))
@@ -30,7 +48,6 @@ def get_config(arg: str | None = None):
   c.model.window, c.model.patch, c.model.image_size = 7, 4, 28
   c.model.init_scale = 'fan_in'  # 0.02 learns nothing at this width
   c.model.drop_path = 0.0
-  c.model.dtype = 'float32'
 
   c.head.out_dim, c.head.hidden, c.head.bottleneck = 256, 128, 64
   c.head.init_scale = 'fan_in'
@@ -41,10 +58,33 @@ def get_config(arg: str | None = None):
   c.optim.weight_decay_end = 0.04
   c.optim.warmup_epochs = 0.77
   c.optim.freeze_last_layer_epochs = 0
+  return c
 
-  c.eval.size = 28
-  c.eval.every_epochs = 4.0
-  c.eval.train_images = 0
-  c.save.keep_every_epochs = 0
-  c.log_every = 30
-  return common.shrink(c) if debug else c
+
+def mae():
+  c = common.base()
+  mae_lite.sections(c)
+  embedded(c)
+  c.steps = 1200
+  c.views.globals = mae_lite.crop(28)
+  c.views.globals.scale = (0.6, 1.0)
+  c.views.globals.ratio = (1 / 1.1, 1.1)
+  vit(c, 'mae', 'mean')
+  c.mae.norm_pix = False  # small objects on black: a black patch has no norm
+  c.mae.decoder_dim, c.mae.decoder_heads = 32, 2
+  c.optim.lr = 8e-3  # 2e-3 at batch 64
+  c.optim.warmup_epochs = 0.77
+  return c
+
+
+def vit(c, positions: str, pool: str) -> None:
+  """A ViT of 7x7 patches."""
+  c.model.name = 'vit'
+  c.model.dim, c.model.depth, c.model.heads = 64, 4, 4
+  c.model.patch, c.model.image_size = 4, 28
+  c.model.positions, c.model.pool = positions, pool
+  c.model.init_scale = positions
+  c.model.drop_path = 0.0
+
+
+VARIANTS = {'esvit': esvit, 'mae': mae}

@@ -223,9 +223,9 @@ def enough_blocks(
 ) -> int:
   """A number of blocks that practically always covers a share of an image.
 
-  Twice and a bit what is needed on average. At 224 px and shares of up to 0.7
-  the deviation of the number needed is less than a sixth of that, and none of
-  a million images wanted more.
+  Twice and a bit what is needed on average, seven deviations above it. Of
+  760,000 images of 28 and 224 px, with shares of 0.3 to 0.7, none got beyond
+  four fifths of it; with 0.9, one of 6,000 wanted more.
   """
   if not share:
     return 1

@@ -27,7 +27,9 @@ def test_published_loss_of_sit():
   golden, _ = golden_mae_sit.load('sit_contrastive')
   q, k, q2, k2 = vectors('sit_q', 'sit_k', 'sit_q2', 'sit_k2')
   one, _ = contrastive.loss(q, k, 0.2)
-  both, _ = contrastive.symmetric(np.stack([q, q2], 1), np.stack([k, k2], 1), 0.2)
+  both, _ = contrastive.symmetric(
+    np.stack([q, q2], 1), np.stack([k, k2], 1), 0.2
+  )
   np.testing.assert_allclose(both, golden['both'], rtol=1e-6)
   np.testing.assert_allclose(one, golden['one'], rtol=1e-6)
 

@@ -23,7 +23,11 @@ def test_paths_without_endings_and_labels_with_spaces(tmp_path):
   """As FGVC-Aircraft's lists are: '0481847 Cessna 172'."""
   split = make(
     tmp_path,
-    {'train': '0 Boeing 707\n1 An-12\n\n', 'val': '2 Boeing 707', 'test': '3 A'},
+    {
+      'train': '0 Boeing 707\n1 An-12\n\n',
+      'val': '2 Boeing 707',
+      'test': '3 A',
+    },
   )
   train = split('train')
   assert train.classes == ['A', 'An-12', 'Boeing 707']

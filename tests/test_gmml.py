@@ -218,9 +218,7 @@ def test_other_images_lend_the_same_place_of_the_same_view():
 
 def test_fills():
   images = jnp.full((64, 1, 20, 20, 3), 5.0)
-  run = jax.jit(
-    lambda x, key, s: gmml.corrupt(x, key, s), static_argnames='s'
-  )
+  run = jax.jit(lambda x, key, s: gmml.corrupt(x, key, s), static_argnames='s')
 
   def painted(fill):
     s = gmml.settings({'fill': fill, 'replace_prob': 0.0}, 20)

@@ -33,15 +33,20 @@ LAW = {
     'jax numpy rich',
   ),
   'judge': ('jobs data evals health sharding', 'jax numpy'),
-  'bench': ('jobs sharding state limits evals protocols', 'jax numpy optax rich'),
+  'bench': (
+    'jobs sharding state limits evals protocols',
+    'jax numpy optax rich',
+  ),
   'summary': ('', 'jax rich'),
   'methods': (
-    'models augment prototypes state optim mixing erasing gmml',
+    'models augment prototypes state optim mixing erasing gmml contrastive',
     'jax numpy flax',
   ),
   'models': ('', 'jax numpy flax'),
   'augment': ('crops photometric randaugment', 'jax numpy'),
   'randaugment': ('crops photometric', 'jax numpy'),
+  'contrastive': ('models', 'jax'),
+  'gmml': ('', 'jax numpy'),
   'mixing': ('erasing', 'jax numpy'),
   'erasing': ('', 'jax numpy'),
   'crops': ('', 'jax numpy'),
@@ -64,7 +69,10 @@ LAW = {
   'provenance': ('', 'jax'),
   'errors': ('', ''),
   'evals': ('data sharding', 'jax numpy optax'),
-  'analysis': ('data sharding health', 'jax numpy matplotlib sklearn threadpoolctl'),
+  'analysis': (
+    'data sharding health',
+    'jax numpy matplotlib sklearn threadpoolctl',
+  ),
   'configs': ('', 'ml_collections'),
 }
 # Packages of one room only; all others do without.

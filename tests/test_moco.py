@@ -111,7 +111,9 @@ def test_average_moves_between_queries_and_keys():
 def test_eight_devices_are_one():
   """Three steps: negatives, batch norm and drop path are global."""
   c = contrast_runs.tiny('moco')
-  (one, a), (eight, b) = contrast_runs.on_devices(c)
+  # Batch norm cancels the last norm's bias, so that only rounding would move
+  # it, and features with it.
+  (one, a), (eight, b) = contrast_runs.on_devices(c, ('backbone/norm/bias',))
   for x, y in zip(one, eight):
     assert x['skipped'] == 0
     np.testing.assert_allclose(

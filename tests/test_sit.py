@@ -100,8 +100,11 @@ def test_published_outputs():
   golden, _, masks, (s, t, *_) = published()
   rows = masks.sum(-1).swapaxes(0, 1)
   np.testing.assert_array_equal(rows, golden['mask_rowsum'])
-  np.testing.assert_allclose(by_view(s.projected), golden['s_cls'], **CLOSE)
-  np.testing.assert_allclose(by_view(t.projected), golden['t_cls'], **CLOSE)
+  # Batch norm over 8 rows: in float64 one finds that the golden's own float32
+  # is 1.5e-5 off, and ours too.
+  close = {'rtol': 1e-4, 'atol': 2e-5}
+  np.testing.assert_allclose(by_view(s.projected), golden['s_cls'], **close)
+  np.testing.assert_allclose(by_view(t.projected), golden['t_cls'], **close)
   painted = by_view(s.painted).transpose(0, 3, 1, 2)
   told = golden['recon_every8']
   np.testing.assert_allclose(painted[:, :, ::8, ::8], told, **CLOSE)
@@ -124,8 +127,9 @@ def test_published_gradients_and_clipping():
   assert set(theirs(grads)) == set(names)
   for name, norm in zip(names, golden['grad_norm_clipped'], strict=True):
     if name not in CANCELLED:
-      norm_found = np.linalg.norm(found[name])
-      np.testing.assert_allclose(norm_found, norm, rtol=1e-3, err_msg=name)
+      length = contrast_runs.length(found[name])
+      # PyTorch's norm of 16 M numbers in float32 is 0.12 % short.
+      np.testing.assert_allclose(length, norm, rtol=1.5e-3, err_msg=name)
 
 
 def test_published_step_and_average():
@@ -137,11 +141,11 @@ def test_published_step_and_average():
     golden['teacher_ema_norm'],
     strict=True,
   ):
-    found = np.linalg.norm(average[name])
+    found = contrast_runs.length(average[name])
     np.testing.assert_allclose(found, length, rtol=1e-5, err_msg=name)
     # Where there is no gradient but rounding, Adam's first step is its sign.
     if name not in CANCELLED and not name.endswith('qkv.bias'):
-      found = np.linalg.norm(moved[name])
+      found = contrast_runs.length(moved[name])
       np.testing.assert_allclose(found, delta, rtol=1e-3, err_msg=name)
 
 
@@ -185,7 +189,8 @@ SWIN = {
 def test_eight_devices_are_one(model):
   """Three steps: corruption, negatives and the masked mean are global."""
   c = contrast_runs.tiny('sit', **model)
-  (one, a), (eight, b) = contrast_runs.on_devices(c)
+  # Batch norm cancels biases before it, so that only rounding would move them.
+  (one, a), (eight, b) = contrast_runs.on_devices(c, ('head/fc./bias',))
   for x, y in zip(one, eight):
     assert x['skipped'] == 0 and 0.2 < x['corrupted'] < 0.7
     np.testing.assert_allclose(
@@ -200,7 +205,9 @@ def test_masked_mean_is_one_of_all_pixels():
   c = contrast_runs.tiny('sit')
   rng = np.random.default_rng(0)
   clean, painted = rng.normal(size=(2, 8, 2, 16, 16, 3)).astype(np.float32)
-  mask = rng.random((8, 2, 16, 16)) < np.linspace(0, 0.9, 8)[:, None, None, None]
+  mask = (
+    rng.random((8, 2, 16, 16)) < np.linspace(0, 0.9, 8)[:, None, None, None]
+  )
   k = rng.normal(size=(8, 2, 4)).astype(np.float32)
   out = sit.Outputs(k, k, painted)
 
@@ -295,7 +302,8 @@ def test_pixels_go_where_a_transposed_convolution_puts_them():
       approximate=False,
     )
   for i, j, a, b in ((0, 0, 0, 0), (3, 4, 2, 1), (1, 2, 0, 2)):
-    expected = x[:, :, i, j] @ params['kernel'][:, a, b] + params['bias']
+    expected = x[:, :, i, j] @ params['kernel'][:, a, b]
+    expected += params['bias'][None, None]
     np.testing.assert_allclose(
       found[:, :, 3 * i + a, 3 * j + b], expected, atol=1e-5
     )
@@ -311,8 +319,8 @@ def test_stride_of_regions(model, side, stride):
 
 def test_regions_that_do_not_tile():
   backbone = models.build({'name': 'resnet50'})
-  with pytest.raises(UserError, match='take 128 px'):
-    projector.stride(backbone, 100, 3)
+  with pytest.raises(UserError, match='take 100 px'):
+    projector.stride(backbone, 98, 3)
 
 
 def test_pictures_of_a_state():

@@ -86,9 +86,13 @@ def draw(job, state, lines, inspect, gallery, folder: str) -> list[str]:
   state = jax.device_get(state)
   with data.epoch(job.sources['train'], IMAGES) as feed:
     batch = next(feed)
+  readable = batch.pop('mask')
+  batch = {k: v[readable] for k, v in batch.items()}
   make_views = jax.jit(job.method.views)
   first, second = (
-    jax.device_get(make_views(batch, jax.random.split(key, IMAGES)))
+    jax.device_get(
+      make_views(batch, jax.random.split(key, int(readable.sum())))
+    )
     for key in jax.random.split(job.key)
   )
   images = {k: v for k, v in first.items() if v.ndim == 5}

@@ -96,7 +96,7 @@ def whole(network: Mapping) -> str | None:
     return 'sit'
   if 'head.6.weight' in network and 'head.0.weight' in network:
     return 'moco'
-  if 'head.weight' in network and 'blocks.0.norm1.weight' in network:
+  if {'head.weight', 'head.bias', 'blocks.0.norm1.weight'} <= network.keys():
     return 'vit_classifier'
   return None
 

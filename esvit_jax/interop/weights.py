@@ -167,7 +167,8 @@ def from_file(
     if any(head != about.setdefault('head', heads[0]) for head in heads):
       raise UserError('its heads are of different sizes')
     result[who] = _variables(who, parts, module, about, allowed, used, notes)
-  if len({tuple(x['params']) for x in result.values()}) > 1:
+  heads = {tuple(h for h in HEADS if h in x['params']) for x in result.values()}
+  if len(heads) > 1:
     raise UserError('its student and its teacher have not the same heads')
   accounting.check_all_used(allowed, used)
   if 'model' in result:
