@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from runs import STEPS, tiny
 
 from esvit_jax import data, jobs, metrics, sharding
@@ -67,6 +68,29 @@ def test_eight_devices_are_one(plain, placement, monkeypatch):
     assert text.count(' all-reduce(') == 1
     for other in ('all-gather(', 'all-to-all(', 'collective-permute('):
       assert other not in text
+
+
+def test_plain_transformers_too():
+  """DeiT with views and regions; other backbones have this law beside them."""
+  config = tiny()
+  config.model = ConfigDict(
+    {
+      'name': 'vit',
+      'dim': 16,
+      'depth': 2,
+      'heads': 2,
+      'patch': 4,
+      'image_size': 28,
+      'drop_path': 0.5,
+      'init_scale': 'fan_in',
+    }
+    | {'dtype': 'float32', 'remat': False}
+  )
+  one, eight = (
+    losses(*compiled(config, sharding.mesh(jax.devices()[:n])), 3)[0]
+    for n in (1, 8)
+  )
+  np.testing.assert_allclose(eight, one, atol=1e-5)
 
 
 def test_accumulation_is_one_large_batch(plain):

@@ -10,8 +10,18 @@ import pytest
 from runs import tiny
 
 import esvit_jax
-from configs.eval import finetune, knn, linear, probe, transfer
-from esvit_jax import evaluate, metrics, train
+from configs.eval import (
+  correspondence,
+  embedding,
+  finetune,
+  knn,
+  layers,
+  linear,
+  probe,
+  transfer,
+)
+from esvit_jax import bench, evaluate, metrics, train
+from esvit_jax.analysis import pictures
 from esvit_jax.errors import UserError
 from esvit_jax.protocols import suites
 
@@ -149,6 +159,72 @@ def test_a_suite_goes_on_and_remembers(run_dir, tmp_path):
   assert (figures['compared'], figures['wins']) == (1, 0)
   config.probe.lrs = (0.1,)
   assert evaluated(config, tmp_path / 'suite')[0]['embedded'] != 12.5
+
+
+@pytest.mark.parametrize(
+  ('module', 'drawn'),
+  [
+    (layers, {'cka', 'heads'}),
+    (correspondence, {'copies'}),
+    (embedding, {'pca', 'attention', 'neighbours', 'map'}),
+  ],
+)
+def test_analyses_draw(run_dir, tmp_path, module, drawn):
+  config = of(module, run_dir)
+  config.data.split = config.data.test_split = 'test'
+  config.batch_size = 32
+  config[config.task].images = 64
+  figures, _, _ = evaluated(config, tmp_path)
+  assert all(os.path.getsize(f'{tmp_path}/pictures/{x}.png') for x in drawn)
+  if module is layers:
+    assert figures['same_layer'] == pytest.approx(1)
+    blocks = figures['attention']
+    assert list(blocks) == ['stage0_block0', 'stage1_block0', 'stage1_block1']
+    assert 0 < blocks['stage0_block0']['entropy'] < np.log(49)
+  elif module is correspondence:
+    assert 0 <= figures['accuracy'] <= 1
+    assert figures['images'] == 64
+
+
+def test_layers_of_two_networks(run_dir, tmp_path):
+  config = of(layers, run_dir)
+  config.batch_size, config.layers.images = 32, 32
+  config.layers.other = run_dir
+  config.which = 'student'
+  figures, _, _ = evaluated(config, tmp_path)
+  assert 0 < figures['same_layer'] < 1  # student against teacher
+
+
+def test_a_finished_network_is_measured(run_dir, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(bench, 'KNN', 300)
+  monkeypatch.setattr(bench, 'REPEATS', 2)
+  config = of(knn, run_dir)
+  config.data.few = '10'
+  figures = bench.evaluation(config, str(tmp_path))
+  assert figures['extraction_images_per_s'] > 0
+  assert figures['knn_300_300_768_s'] > 0
+  assert 'extraction_share_of_forward' in capsys.readouterr().out
+
+
+def test_pictures_take_their_share_and_no_more(monkeypatch):
+  """At evaluations only if all drawing so far stays below 1 % of the run."""
+  clock, drawn = [0.0], []
+  monkeypatch.setattr(pictures.time, 'monotonic', lambda: clock[0])
+
+  def draw(*_):
+    drawn.append(clock[0])
+    clock[0] += 20.0
+    return []
+
+  monkeypatch.setattr(pictures, 'draw', draw)
+  monkeypatch.setattr(pictures.os, 'makedirs', lambda *a, **k: None)
+  album = pictures.Album(None, 'x', None)
+  for now in range(0, 10_000, 500):
+    clock[0] = now
+    album.update(None, [])
+  assert drawn == [1000, 4000, 6000, 8000]
+  album.update(None, [], last=True)
+  assert len(drawn) == 5
 
 
 def test_suites_name_sets_that_exist():
