@@ -189,6 +189,8 @@ def shrink(c: ConfigDict) -> ConfigDict:
     c.head.out_dim, c.head.hidden, c.head.bottleneck = 64, 32, 16
     c.loss.teacher_temp_warmup_epochs = 0
     c.optim.freeze_last_layer_epochs = 0
+  if 'contrast' in c:
+    c.contrast.hidden, c.contrast.dim = 32, 16
   if 'mae' in c:
     c.mae.decoder_dim, c.mae.decoder_depth, c.mae.decoder_heads = 16, 1, 2
     c.distill.checkpoint, c.distill.decoupled, c.mae.decode_at = '', False, 0

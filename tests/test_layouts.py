@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch_writer as writer
 
-from configs import mae_lite
+from configs import mae_lite, moco, sit
 from configs.eval import finetune
 from esvit_jax import convert, methods, models
 from esvit_jax.errors import UserError
@@ -54,6 +54,8 @@ CASES = {
   'mae': lambda: network(mae()),
   'd2mae': lambda: network(d2mae(), teacher=teacher(d2mae())),
   'vit_classifier': lambda: network(classifier(), classes=7),
+  'moco': lambda: network(moco.get_config('tiny,debug')),
+  'sit': lambda: network(sit.get_config('small,debug')),
 }
 
 

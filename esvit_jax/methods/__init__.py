@@ -1,6 +1,6 @@
-"""Ways to learn without labels: one file and one line here for each."""
+"""Ways to learn, without labels and with: one file and one line here for each."""
 
-from esvit_jax.methods import esvit, finetune, mae
+from esvit_jax.methods import esvit, finetune, mae, moco, sit
 
 # name -> build(config, horizon, shards=, classes=, teacher=) -> Method; what a
 # builder does not need it leaves.
@@ -8,4 +8,6 @@ METHODS = {
   'esvit': esvit.build,
   'finetune': finetune.build,
   'mae': mae.build,
+  'moco': moco.build,
+  'sit': sit.build,
 }

@@ -1,0 +1,56 @@
+"""SiT: paint what is hidden and know it for what it is; for small data.
+
+  python -m main --config=configs/sit.py:small --workdir=runs/sit_small
+
+On a few thousand images weigh the pixels more: --config.sit.lmbda=5. Fine-tune
+with configs/eval/finetune.py:deit. `swin_tiny` does the same with windows.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+VARIANTS = {
+  'tiny': 'vit_tiny',
+  'small': 'vit_small',
+  'base': 'vit_base',
+  'swin_tiny': 'swin_tiny',
+}
+
+
+def get_config(arg: str | None = None):
+  model, debug = common.variant(arg, VARIANTS, 'small')
+  c = common.base()
+  sections(c)
+  c.batch_size = 256
+  c.epochs = 801
+  c.views.globals = common.view(
+    224, 2, (0.2, 1.0), blur=(1.0, 0.1), solarize=(0.0, 0.2)
+  )
+  c.model.name = model
+  return common.shrink(c) if debug else c
+
+
+def sections(c: ConfigDict) -> None:
+  """What SiT has beside common.base()."""
+  c.method = 'sit'
+  c.contrast = ConfigDict()
+  c.contrast.temp = 0.2
+  c.contrast.hidden = 4096
+  c.contrast.dim = 256
+
+  c.gmml = ConfigDict()
+  c.gmml.share = 0.5  # of the area that is hidden
+  c.gmml.fill = 'zeros'  # or noise, own; 'zeros-noise' takes one at random
+  c.gmml.align = 1  # blocks in multiples of this, pixels
+  c.gmml.replace = 0.3  # area from another image, instead
+  c.gmml.replace_prob = 0.5
+
+  c.sit = ConfigDict()
+  c.sit.lmbda = 1.0  # of the pixels
+
+  c.ema = ConfigDict()
+  c.ema.start = 0.996
+  c.ema.end = 1.0
+
+  c.optim.weight_decay_end = 0.1
