@@ -7,22 +7,62 @@ or from a folder, with train/ and val/ in it or without:
   python -m main --config=configs/imagenette.py --workdir=runs/mine \\
       --config.data.source=folder:YOUR_IMAGES
 
-Variants: esvit (view and region loss) and view (view loss alone).
+Variants: esvit (view and region loss), view (view loss alone), and of a plain
+transformer mae and sit.
 """
 
-from configs import common
+from configs import common, mae_lite, sit
 
-VARIANTS = {'esvit': 0.5, 'view': 0.0}
+VARIANTS = {'esvit': 0.5, 'view': 0.0, 'mae': None, 'sit': None}
 
 
 def get_config(arg: str | None = None):
   region_weight, debug = common.variant(arg, VARIANTS, 'esvit')
-  c = common.get_config()
+  if region_weight is not None:
+    c = esvit(region_weight)
+  else:
+    c = transformer((arg or '').partition(',')[0])
+  return common.shrink(c) if debug else c
+
+
+def images(c):
+  """Ten classes of ImageNet at 160 px, judged at 96."""
   c.batch_size = 256
   c.epochs = 100
   c.data.source = 'tfds:imagenette/160px-v2'
   c.data.canvas = 192
   c.data.workers = 16
+  c.eval.size = 96
+  c.eval.train_images = 0
+  c.save.every_epochs = 5.0
+  c.save.keep_every_epochs = 0
+
+
+def transformer(name: str):
+  """A small ViT of 12x12 patches."""
+  c = common.base()
+  (mae_lite if name == 'mae' else sit).sections(c)
+  images(c)
+  c.model.name = 'vit'
+  c.model.dim, c.model.depth, c.model.heads = 384, 12, 6
+  c.model.patch, c.model.image_size = 8, 96
+  if name == 'mae':
+    c.views.globals = mae_lite.crop(96)
+    c.model.positions, c.model.pool, c.model.init_scale = 'mae', 'mean', 'mae'
+    c.model.drop_path = 0.0
+    c.mae.decoder_dim, c.mae.decoder_heads = 192, 6
+    c.optim.warmup_epochs = 5.0
+    c.optim.lr = 6e-4
+  else:
+    c.views.globals = common.view(96, 2, (0.2, 1.0), (0.5, 0.1), (0.0, 0.2))
+    c.views.globals.blur_sigma = (0.1, 1.0)
+    c.contrast.hidden = 2048
+  return c
+
+
+def esvit(region_weight: float):
+  c = common.get_config()
+  images(c)
 
   c.views.globals = common.view(96, 2, (0.4, 1.0), (0.5, 0.1), (0.0, 0.2))
   c.views.locals = common.view(48, 6, (0.1, 0.4), (0.25,))
@@ -41,8 +81,4 @@ def get_config(arg: str | None = None):
   c.ema.start = 0.992
   c.optim.lr = 1e-3
   c.optim.weight_decay_end = 0.2
-  c.eval.size = 96
-  c.eval.train_images = 0
-  c.save.every_epochs = 5.0
-  c.save.keep_every_epochs = 0
-  return common.shrink(c) if debug else c
+  return c
