@@ -86,12 +86,14 @@ def conclude(
   say(f'metrics      {os.path.join(directory, "metrics.jsonl")}')
   say(f'checkpoints  {os.path.join(directory, "checkpoints")}')
   for picture in pictures:
-    say(f'picture      {picture}')
-  say(
-    'next         look at the pictures; then train on your own images:\n'
-    '             python -m main --config=configs/imagenette.py '
-    '--config.data.source=folder:YOUR_IMAGES --workdir=runs/mine'
-  )
+    kind = 'report ' if picture.endswith('.html') else 'picture'
+    say(f'{kind}      {picture}')
+  if not any(kind == 'accuracy' for kind in kinds):
+    say(
+      'next         open the report; then train on your own images:\n'
+      '             python -m main --config=configs/imagenette.py '
+      '--config.data.source=folder:YOUR_IMAGES --workdir=runs/mine'
+    )
 
 
 def count(tree) -> int:
