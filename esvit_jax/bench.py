@@ -48,13 +48,7 @@ def run(config, directory: str = '') -> dict:
   Raises:
     UserError: the config cannot be run, or the directory not be written.
   """
-  if directory:
-    try:
-      os.makedirs(directory, exist_ok=True)
-    except OSError as e:
-      raise UserError(
-        f'cannot write to --workdir={directory}: {e.strerror}'
-      ) from e
+  _claim(directory)
   limits.check(config)
   mesh = sharding.mesh()
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
@@ -103,6 +97,7 @@ def evaluation(config, directory: str = '') -> dict:
   Raises:
     UserError: the network or the images cannot be used.
   """
+  _claim(directory)
   subject = protocols.prepare(config, directory or config.checkpoint)
   features = subject.features(lambda f: f.view)
   batch = next(iter(subject.batches(subject.judged)))
@@ -134,6 +129,17 @@ def evaluation(config, directory: str = '') -> dict:
   figures[f'knn_{KNN}_{KNN}_{KNN_WIDTH}_s'] = time.perf_counter() - began
   _tell(figures, directory)
   return figures
+
+
+def _claim(directory: str) -> None:
+  """Makes the directory, before anything is measured."""
+  if directory:
+    try:
+      os.makedirs(directory, exist_ok=True)
+    except OSError as e:
+      raise UserError(
+        f'cannot write to --workdir={directory}: {e.strerror}'
+      ) from e
 
 
 def _tell(figures: dict, directory: str) -> None:

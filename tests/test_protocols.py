@@ -200,7 +200,7 @@ def test_a_finished_network_is_measured(run_dir, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(bench, 'REPEATS', 2)
   config = of(knn, run_dir)
   config.data.few = '10'
-  figures = bench.evaluation(config, str(tmp_path))
+  figures = bench.evaluation(config, str(tmp_path / 'new'))
   assert figures['extraction_images_per_s'] > 0
   assert figures['knn_300_300_768_s'] > 0
   assert 'extraction_share_of_forward' in capsys.readouterr().out

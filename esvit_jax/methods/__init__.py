@@ -1,4 +1,4 @@
-"""Ways to learn, without labels and with: one file and one line here for each."""
+"""Ways to learn: one file and one line here for each."""
 
 from esvit_jax.methods import esvit, finetune, mae, moco, sit
 
