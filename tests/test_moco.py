@@ -197,6 +197,23 @@ def test_starts_as_published():
   assert np.abs(fc).max() <= 0.25 and np.abs(fc).max() > 0.24  # 1/sqrt(16)
 
 
+def test_two_views_of_each_image():
+  c = contrast_runs.tiny('moco')
+  c.views.globals.update({'blur': (1.0, 0.0), 'solarize': (0.0, 1.0)})
+  method = moco.build(c, contrast_runs.HORIZON)
+  images = np.full((3, 24, 24, 1), 200, np.uint8)
+  batch = {'image': images, 'size': np.full((3, 2), 24, np.int32)}
+  views = jax.jit(method.views)(batch, jax.random.split(KEY, 3))
+  assert list(views) == ['globals']
+  # Plain images: only one of the views is solarised.
+  x = np.asarray(views['globals'])
+  assert x.shape == (3, 2, 16, 16, 1)
+  grey = np.array([200, 55])[None, :, None, None, None] / 255
+  np.testing.assert_allclose(
+    x, np.broadcast_to((grey - 0.5) / 0.25, x.shape), 1e-6
+  )
+
+
 @pytest.mark.parametrize('count', [1, 3])
 def test_views_come_in_pairs(count):
   c = contrast_runs.tiny('moco')

@@ -227,7 +227,7 @@ def test_student_sees_corrupted_and_teacher_clean_views(monkeypatch):
   c = contrast_runs.tiny('sit', drop_path=0.0)
   method = contrast_runs.build(c)
   whole, _ = contrast_runs.start(method)
-  views = contrast_runs.views(method)
+  views = contrast_runs.views(contrast_runs.batch())
   c.gmml.update({'share': 0.0, 'replace_prob': 0.0})
   untouched = contrast_runs.build(c)
   one = jax.jit(method.loss)(whole.params, whole, views, KEY)
@@ -246,7 +246,7 @@ def test_loss_is_the_sum_with_lmbda():
   c.sit.lmbda = 5.0
   method = contrast_runs.build(c)
   whole, _ = contrast_runs.start(method)
-  views = contrast_runs.views(method)
+  views = contrast_runs.views(contrast_runs.batch())
   found = jax.jit(method.loss)(whole.params, whole, views, KEY)
   m = found.metrics
   np.testing.assert_allclose(
@@ -278,7 +278,7 @@ def test_teacher_is_an_average_without_drop_path():
   c = contrast_runs.tiny('sit', drop_path=0.9)
   method = contrast_runs.build(c)
   whole, _ = contrast_runs.start(method)
-  views = contrast_runs.views(method)
+  views = contrast_runs.views(contrast_runs.batch())
   teach = jax.jit(method.stages['teacher'])
   one, two = (teach(whole, views, jax.random.key(i), {}) for i in range(2))
   np.testing.assert_array_equal(one.projected, two.projected)
@@ -327,7 +327,7 @@ def test_pictures_of_a_state():
   c = contrast_runs.tiny('sit')
   method = contrast_runs.build(c)
   whole, _ = contrast_runs.start(method)
-  views = contrast_runs.views(method)
+  views = contrast_runs.views(contrast_runs.batch())
   titles, columns = method.show(whole, views, KEY)['reconstruction']
   assert titles == ('clean', 'corrupted', 'reconstructed')
   assert columns.shape == (8, 3, 16, 16, 1)
@@ -365,7 +365,7 @@ def test_bfloat16_is_near():
     c = contrast_runs.tiny('sit', dtype=dtype, drop_path=0.0)
     method = contrast_runs.build(c)
     whole, _ = contrast_runs.start(method)
-    views = contrast_runs.views(method)
+    views = contrast_runs.views(contrast_runs.batch())
     out = jax.jit(method.loss)(whole.params, whole, views, KEY)
     assert out.value.dtype == jnp.float32
     values.append(float(out.value))
@@ -395,7 +395,7 @@ def test_settings_that_do_not_fit():
 def test_corruption_is_a_stage_to_measure():
   c = contrast_runs.tiny('sit')
   method = contrast_runs.build(c)
-  views = contrast_runs.views(method)
+  views = contrast_runs.views(contrast_runs.batch())
   corrupted, mask = method.stages['corruption'](None, views, KEY, {})
   s = gmml.settings({}, 16)
   again = gmml.corrupt(views['globals'], jax.random.fold_in(KEY, 3), s)
