@@ -41,6 +41,17 @@ from esvit_jax.judge import Judge, headline
 from esvit_jax.metrics import Metrics, Progress, duration
 
 FRESH = ('head_dense', 'center')  # what a continued run may start anew
+# What a recipe adds to a pre-trained backbone. With relative positions
+# biases of queries and values start from zero, as published.
+ADDED = (
+  'head',
+  'fc_norm',
+  'hidden',
+  'bias_table',
+  'gamma_',
+  'q_bias',
+  'v_bias',
+)
 FIRST_STEPS = 10  # after these, the time of the run can be told
 
 
@@ -108,7 +119,7 @@ def with_backbone(state, path: str, which: str = 'auto'):
   if state.teacher is not None:
     parts['teacher'] = parts['params']
   parts['extra'] = dict.fromkeys(state.extra, stats)
-  return continue_from(state, parts, ('head', 'fc_norm', 'hidden'))
+  return continue_from(state, parts, ADDED)
 
 
 def continue_from(state, parts: dict, fresh=FRESH) -> state_lib.TrainState:

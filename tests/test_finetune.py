@@ -2,17 +2,22 @@
 
 import functools
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import common
 from configs.eval import finetune as configs
-from esvit_jax import optim, sharding
+from esvit_jax import models, optim, sharding, train
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
+from esvit_jax.interop import export
+from esvit_jax.interop.weights import Weights
 from esvit_jax.methods import finetune
+from esvit_jax.protocols.finetune import resolved
 
 B, CLASSES = 16, 5
 HORIZON = state_lib.Horizon(40, 4)
@@ -48,7 +53,7 @@ def batch(size=B):
   }
 
 
-def train(c, mesh):
+def training(c, mesh):
   """Metrics and state after each step on the one batch, without end."""
   method = build(c)
   params, *_ = jax.eval_shape(method.init, jax.random.key(0))
@@ -74,7 +79,7 @@ def test_eight_devices_are_one():
   c.views.globals.count = 2
   c.optim.lr = 0.01
   assert sharding.mesh().size == 8
-  runs = zip(range(4), train(c, one_device()), train(c, sharding.mesh()))
+  runs = zip(range(4), training(c, one_device()), training(c, sharding.mesh()))
   params, average = None, None
   for _, (alone, state), (together, other) in runs:
     assert alone['skipped'] == 0
@@ -95,7 +100,7 @@ def test_eight_devices_are_one():
 def test_it_learns(recipe, lr):
   c = config(recipe, **{'optim.lr': lr * 256 / 16, 'finetune.pool': 'mean'})
   c.optim.layer_decay = 1.0
-  steps = train(c, one_device())
+  steps = training(c, one_device())
   *_, (metrics, state) = (next(steps) for _ in range(40))
   assert metrics['loss'] < 0.7 * math.log(CLASSES)
   method = build(c)
@@ -212,3 +217,50 @@ def test_recipes_can_be_built(name):
   keys = jax.random.split(jax.random.key(0), B)
   views = jax.eval_shape(method.views, batch_, keys)
   assert views['targets'].shape == (B, CLASSES)
+
+
+@pytest.mark.parametrize('recipe', ['rpe', 'rpe2023'])
+def test_relative_positions_are_added_to_a_network_without(tmp_path, recipe):
+  """What both have comes from the checkpoint, what one has is as at first."""
+  c = config(f'{recipe},debug')
+  added = ('rel_pos', 'layer_scale', 'qkv_bias')
+  plain = {k: v for k, v in c.model.items() if k not in added}
+  variables = models.build(plain).init(
+    jax.random.key(5), (jnp.zeros((1, 1, 28, 28, 1)),)
+  )
+  variables = jax.tree.map(lambda x: x + 0.5, variables)
+  network = {'params': {'backbone': variables['params']}, 'batch_stats': {}}
+  about = {'model': {**plain, 'drop_path': 0.2}, 'channels': 1}
+  path = str(tmp_path / 'net.safetensors')
+  export.save(path, Weights(about, {'teacher': network}, {}))
+  c.checkpoint = path
+  c = resolved(c)
+  assert c.model.rel_pos and c.model.drop_path == 0.0
+  assert c.model.depth == 2 and c.init.checkpoint == path
+
+  method = build(c)
+  params, _, extra = method.init(jax.random.key(0))
+  state = types.SimpleNamespace(teacher=None, params=params, extra=extra)
+  state._replace = lambda **parts: types.SimpleNamespace(**parts)
+  found = train.with_backbone(state, path).params['backbone']
+  block, theirs = found['block1'], variables['params']['block1']
+  np.testing.assert_array_equal(
+    block['mlp']['fc1']['kernel'], theirs['mlp']['fc1']['kernel']
+  )
+  np.testing.assert_array_equal(block['attn']['bias_table'], 0)
+  if recipe == 'rpe':
+    np.testing.assert_array_equal(
+      block['attn']['qkv']['bias'], theirs['attn']['qkv']['bias']
+    )
+    assert 'gamma_1' not in block
+  else:
+    np.testing.assert_array_equal(block['attn']['q_bias'], 0)
+    np.testing.assert_allclose(block['gamma_1'], 0.1)
+
+
+def test_windows_with_random_neighbours():
+  """ViL's mode 1 draws in training."""
+  c = config()
+  c.model = dict(common.SMALL['vil'], mode=1, dtype='float32')
+  metrics, _ = next(training(c, one_device()))
+  assert metrics['skipped'] == 0

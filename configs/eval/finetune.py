@@ -7,6 +7,8 @@ Without a checkpoint the network of `model` learns from scratch. What `data`
 leaves open is as in the checkpoint's run.
 
 `impr`, `mae`: MAE-Lite's improved recipe and MAE's own, for ImageNet.
+`rpe`, `rpe2023`: the first with relative positions, in the two forms that
+MAE-Lite published; for networks without them too.
 `deit`: DeiT's, with which SiT is fine-tuned.
 `transfer`, `cifar100`: small sets with SGD and without distortions.
 `embedded`, `embedded_few`: a minute on a CPU from the quickstart's checkpoint,
@@ -22,6 +24,13 @@ OPEN = {'source': '', 'canvas': -1, 'mean': (), 'std': ()}
 # The network without a checkpoint: MAE-Lite's.
 VIT_TINY = {'name': 'vit_tiny', 'heads': 12, 'drop_path': 0.0}
 
+# Relative positions, which a checkpoint's network need not have.
+RPE = {
+  'epochs': 1000,
+  'model': VIT_TINY | {'rel_pos': True, 'init_scale': 'rpe'},
+  'finetune.head_std': 2e-5,
+}
+
 # Over MAE-Lite's improved recipe, which get_config writes out.
 RECIPES = {
   'impr': {},
@@ -34,6 +43,9 @@ RECIPES = {
     'finetune.erase': 0.25,
     'model.drop_path': 0.1,
   },
+  'rpe': RPE,
+  'rpe2023': RPE
+  | {'model': RPE['model'] | {'layer_scale': 0.1, 'qkv_bias': 'qv'}},
   'deit': {
     # Three views of each image (repeated augmentation): 768 in a batch, and
     # an epoch here is three of the published 300. DeiT also keeps an average

@@ -91,7 +91,7 @@ def build(
       variables(params, stats),
       x.reshape(-1, *x.shape[2:]),  # B*V s s C
       train=True,
-      rngs={'drop_path': key},
+      rngs={'drop_path': key, 'neighbour': jax.random.fold_in(key, 1)},
       mutable=['batch_stats'],
     )
     logits = logits.reshape(*x.shape[:2], classes)  # B V classes

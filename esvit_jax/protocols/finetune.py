@@ -7,8 +7,9 @@ from esvit_jax.errors import UserError
 from esvit_jax.interop import weights as weights_lib
 from esvit_jax.protocols.subject import Result, fill_data
 
-# Of the checkpoint's model; the rest says how to train it.
+# Of the recipe: how to train the checkpoint's model, and what to add to it.
 KEPT = ('drop_path', 'dtype', 'remat', 'init_scale')
+ADDED = ('rel_pos', 'layer_scale', 'qkv_bias')
 
 
 def run(config, directory: str, out) -> Result:
@@ -36,10 +37,13 @@ def resolved(config):
     weights, which = weights_lib.pick(path, config.which)
     model = weights.about['model']
     with config.unlocked():
+      kept = (*KEPT, *ADDED) if config.model.get('rel_pos') else KEPT
       for name in list(config.model):
-        if name not in KEPT:
+        if name not in kept:
           del config.model[name]
-      config.model.update({k: v for k, v in model.items() if k not in KEPT})
+      config.model.update(
+        {k: v for k, v in model.items() if k not in config.model}
+      )
     config.data.channels = weights.about['channels']
     if not config.scratch:
       config.init.checkpoint, config.init.part = path, 'backbone'
