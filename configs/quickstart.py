@@ -2,10 +2,13 @@
 
   python -m main --config=configs/quickstart.py --workdir=runs/quickstart
 
-`esvit` (the default) or `mae`: the same images, another way to learn.
+`esvit` (the default), `mae`, `moco`, `sit`: the same images, other ways to
+learn.
 """
 
 from configs import common, mae_lite
+from configs import moco as moco_recipe
+from configs import sit as sit_recipe
 
 
 def get_config(arg: str | None = None):
@@ -31,6 +34,13 @@ def embedded(c):
   return c
 
 
+def gentle(group):
+  """Distortions that leave a small object what it is."""
+  group.ratio = (1 / 1.1, 1.1)
+  group.brightness = group.contrast = 0.4
+  group.blur_sigma = (0.1, 1.0)
+
+
 def esvit():
   c = embedded(common.get_config())
   c.steps = 1200
@@ -39,9 +49,7 @@ def esvit():
   c.views.globals = common.view(28, 2, (0.6, 1.0), blur=(0.2, 0.02))
   c.views.locals = common.view(16, 2, (0.25, 0.6), blur=(0.1,))
   for group in c.views.values():
-    group.ratio = (1 / 1.1, 1.1)
-    group.brightness = group.contrast = 0.4
-    group.blur_sigma = (0.1, 1.0)
+    gentle(group)
 
   c.model.name = 'swin'
   c.model.dims, c.model.depths, c.model.heads = (32, 64), (1, 1), (2, 2)
@@ -69,7 +77,7 @@ def mae():
   c.views.globals = mae_lite.crop(28)
   c.views.globals.scale = (0.6, 1.0)
   c.views.globals.ratio = (1 / 1.1, 1.1)
-  vit(c, 'mae', 'mean')
+  vit(c, 'mae', 'mae', 'mean')
   c.mae.norm_pix = False  # small objects on black: a black patch has no norm
   c.mae.decoder_dim, c.mae.decoder_heads = 32, 2
   c.optim.lr = 8e-3  # 2e-3 at batch 64
@@ -77,14 +85,45 @@ def mae():
   return c
 
 
-def vit(c, positions: str, pool: str) -> None:
+def moco():
+  c = two_views(moco_recipe)
+  vit(c, 'moco', 'moco', 'cls')
+  c.ema.start = 0.95
+  c.optim.lr = 0.012  # 3e-3 at batch 64
+  c.optim.weight_decay = c.optim.weight_decay_end = 0.05
+  return c
+
+
+def sit():
+  c = two_views(sit_recipe)
+  vit(c, 'learned', 'fan_in', 'cls')
+  c.ema.start = 0.95
+  c.optim.lr = 0.012  # 3e-3 at batch 64
+  c.optim.weight_decay_end = 0.04
+  return c
+
+
+def two_views(recipe):
+  """What MoCo-v3 and SiT share: two gentle crops, small heads."""
+  c = common.base()
+  recipe.sections(c)
+  embedded(c)
+  c.steps = 600
+  c.views.globals = common.view(28, 2, (0.6, 1.0), blur=(0.2, 0.02))
+  gentle(c.views.globals)
+  c.contrast.hidden, c.contrast.dim = 256, 64
+  c.optim.warmup_epochs = 0.77
+  return c
+
+
+def vit(c, positions: str, init_scale: str, pool: str) -> None:
   """A ViT of 7x7 patches."""
   c.model.name = 'vit'
   c.model.dim, c.model.depth, c.model.heads = 64, 4, 4
   c.model.patch, c.model.image_size = 4, 28
   c.model.positions, c.model.pool = positions, pool
-  c.model.init_scale = positions
+  c.model.init_scale = init_scale
   c.model.drop_path = 0.0
 
 
-VARIANTS = {'esvit': esvit, 'mae': mae}
+VARIANTS = {'esvit': esvit, 'mae': mae, 'moco': moco, 'sit': sit}

@@ -3,6 +3,7 @@
   from esvit_jax.analysis import report
   report.build(['runs/quickstart'])            # runs/quickstart/report.html
   report.build(['runs/a', 'runs/b'])           # runs/comparison.html
+  report.stages(['runs/c/pretrain', 'runs/c/finetune'], 'runs/c/report.html')
 
 It reads the directories only, so any run can be shown at any time.
 """
@@ -130,6 +131,29 @@ def build(
     common = os.path.commonpath([os.path.abspath(x) for x in directories])
     out = out or os.path.join(common, 'comparison.html')
     text = page(f'{len(runs)} runs', comparison.body(runs))
+  return _write(out, text)
+
+
+def stages(directories: Sequence[str], out: str) -> str:
+  """Writes one page of runs that follow one another, all of each.
+
+  Args:
+    directories: of runs, in order.
+    out: where to write.
+
+  Returns:
+    The path written.
+
+  Raises:
+    UserError: as `build`.
+  """
+  runs = [records.read(x) for x in directories]
+  name = os.path.basename(os.path.dirname(os.path.abspath(out)))
+  content = join(body(run, f'{run.name}-') for run in runs)
+  return _write(out, page(name, content))
+
+
+def _write(out: str, text: str) -> str:
   part = f'{out}.{os.getpid()}.tmp'  # evaluations may build it meanwhile
   try:
     # Names of files need not be Unicode.
@@ -173,8 +197,8 @@ def page(title: str, content: Markup) -> str:
   return f'<!DOCTYPE html>\n{document}\n'
 
 
-def body(run: Record) -> Markup:
-  """All sections of one run, top to bottom."""
+def body(run: Record, within: str = '') -> Markup:
+  """All sections of one run, top to bottom; `within` begins their anchors."""
   sections = (
     ('Health', health(run)),
     ('Curves', curves.of_run(run)),
@@ -185,7 +209,7 @@ def body(run: Record) -> Markup:
     ('What to do next', commands(run)),
   )
   sections = [(name, x) for name, x in sections if x is not None]
-  anchors = [name.lower().replace(' ', '-') for name, _ in sections]
+  anchors = [within + name.lower().replace(' ', '-') for name, _ in sections]
   return join(
     [
       header(run),

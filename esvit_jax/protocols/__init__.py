@@ -7,6 +7,7 @@ from esvit_jax.protocols import (
   fixed,
   layers,
   probe,
+  small_data,
   transfer,
 )
 from esvit_jax.protocols.subject import Result, prepare
@@ -18,6 +19,7 @@ PROTOCOLS = {
   'probe': probe.run,
   'finetune': finetune.run,
   'transfer': transfer.run,
+  'small_data': small_data.run,
   'layers': layers.run,
   'correspondence': correspondence.run,
   'embedding': embedding.run,

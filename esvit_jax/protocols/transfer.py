@@ -92,8 +92,6 @@ def placed(config, name: str, row: suites.Set):
   Raises:
     UserError: it is not on disk.
   """
-  root = config.transfer.root
-  folder = os.path.join(root, name) if root else ''
   if config.transfer.mode == 'finetune':
     one = config.finetuning.copy_and_resolve_references()
     one.checkpoint, one.which = config.checkpoint, config.which
@@ -109,17 +107,7 @@ def placed(config, name: str, row: suites.Set):
   for field in ('workers', 'data_dir', 'max_corrupt', 'few'):
     one.data[field] = config.data[field]
   one.data.canvas = max(config.data.canvas, 0)  # 0: what the set needs
-  one.data.split, one.data.test_split = row.train, row.test
-  if folder and os.path.isdir(folder):
-    lists = any(x.endswith('.txt') for x in os.listdir(folder))
-    one.data.source = f'{"list" if lists else "folder"}:{folder}'
-    one.data.split, one.data.test_split = 'train', 'test'
-  elif row.source == 'embedded':
-    one.data.source = 'embedded'
-  elif row.source:
-    one.data.source = f'tfds:{row.source}'
-  else:
-    raise UserError(suites.LISTS.format(root=root or 'ROOT', name=name))
+  suites.place(one.data, config.transfer.root, name, row)
   data.open_source(one.data.to_dict(), one.data.split)
   return one
 
