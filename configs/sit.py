@@ -48,6 +48,11 @@ def sections(c: ConfigDict) -> None:
 
   c.sit = ConfigDict()
   c.sit.lmbda = 1.0  # of the pixels
+  # The first SiT (2104.03602v1): rotation, 'simclr' with contrast.temp 0.5,
+  # learned weights.
+  c.sit.contrast = 'momentum'  # or 'simclr'
+  c.sit.rotation = False  # quarter turns, and to tell them
+  c.sit.learned_weights = False
 
   c.ema = ConfigDict()
   c.ema.start = 0.996

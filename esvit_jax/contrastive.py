@@ -1,4 +1,4 @@
-"""The contrastive loss of MoCo-v3 (2104.02057), which SiT shares."""
+"""Contrastive losses: MoCo-v3's (2104.02057), as in SiT, and SimCLR's."""
 
 import math
 
@@ -47,6 +47,30 @@ def symmetric(queries, keys, temperature: float) -> tuple[jax.Array, jax.Array]:
   one, first = loss(queries[:, 0], keys[:, 1], temperature)
   two, second = loss(queries[:, 1], keys[:, 0], temperature)
   return one + two, (first + second) / 2
+
+
+def nt_xent(projected, temperature: float) -> tuple[jax.Array, jax.Array]:
+  """Tells the other view of an image from all other views (2002.05709).
+
+    loss = mean over 2N views i of CE(softmax_{j != i}(<z_i, z_j> / T), i')
+    where i' is the other view of i's image
+
+  Args:
+    projected: z f[N, 2, P], of any length.
+    temperature: T.
+
+  Returns:
+    (loss, share of views whose nearest is i'), f32[] each.
+  """
+  z = normalize(projected.astype(jnp.float32)).swapaxes(0, 1)  # 2 N P
+  n = z.shape[1]
+  other = jnp.roll(jnp.arange(2 * n), n)
+  z = z.reshape(2 * n, -1)
+  logits = jnp.einsum('ip,jp->ij', z, z, precision='highest') / temperature
+  logits = jnp.where(jnp.eye(2 * n, dtype=bool), -jnp.inf, logits)
+  own = jnp.einsum('ip,ip->i', z, z[other], precision='highest') / temperature
+  value = (jax.nn.logsumexp(logits, 1) - own).mean()
+  return value, (logits.argmax(1) == other).mean()
 
 
 def chance(images: int, temperature: float) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import common
+from configs import sit as sit_recipe
 from esvit_jax import convert, optim, sharding, state
 from esvit_jax.methods import moco, sit
 from esvit_jax.models.positions import moco_table
@@ -36,7 +37,7 @@ def published_sit() -> ConfigDict:
   c.model = ConfigDict({'name': 'vit_small', 'drop_path': 0.0})
   c.model.dtype = 'float32'
   c.gmml = ConfigDict()
-  c.sit = ConfigDict({'lmbda': 1.0})
+  c.sit = sit_recipe.get_config().sit
   return c
 
 

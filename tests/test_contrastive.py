@@ -89,3 +89,21 @@ def test_spread(sign):
   x[:, 1] *= sign
   found = contrastive.spread(x)
   np.testing.assert_allclose(found, 0 if sign > 0 else 1, atol=1e-3)
+
+
+def test_simclr_as_published():
+  """NT-Xent of 2021 and, the same thing, of June 2022."""
+  golden, _ = golden_mae_sit.load('misc')
+  z = np.stack(
+    [golden_mae_sit.normal(f'l21_z{i}', (8, 512)) for i in (1, 2)], 1
+  )
+  value, right = contrastive.nt_xent(z, 0.5)
+  np.testing.assert_allclose(value, golden['contrastive21'], rtol=1e-6)
+  np.testing.assert_allclose(value, golden['nce22'], rtol=1e-6)
+  assert 0 <= right <= 1
+  same = np.stack([z[:, 0], 2 * z[:, 0]], 1)
+  value, right = contrastive.nt_xent(same, 0.05)
+  assert right == 1 and value < 1e-3
+  assert np.isfinite(
+    jax.grad(lambda z: contrastive.nt_xent(z, 0.5)[0])(z)
+  ).all()

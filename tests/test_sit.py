@@ -185,10 +185,16 @@ SWIN = {
 }
 
 
-@pytest.mark.parametrize('model', [{}, SWIN], ids=['vit', 'swin'])
-def test_eight_devices_are_one(model):
+FIRST_SIT = {'contrast': 'simclr', 'rotation': True, 'learned_weights': True}
+
+
+@pytest.mark.parametrize(
+  ('model', 'tasks'), [({}, FIRST_SIT), (SWIN, {})], ids=['vit_first', 'swin']
+)
+def test_eight_devices_are_one(model, tasks):
   """Three steps: corruption, negatives and the masked mean are global."""
   c = contrast_runs.tiny('sit', **model)
+  c.sit.update(tasks)
   # Batch norm cancels biases before it, so that only rounding would move them.
   (one, a), (eight, b) = contrast_runs.on_devices(c, ('head/fc./bias',))
   for x, y in zip(one, eight):
@@ -401,3 +407,53 @@ def test_corruption_is_a_stage_to_measure():
   again = gmml.corrupt(views['globals'], jax.random.fold_in(KEY, 3), s)
   np.testing.assert_array_equal(corrupted, again[0])
   assert mask.shape == (8, 2, 16, 16)
+
+
+def test_learned_weights_of_the_first_sit():
+  """The published losses of turns, contrast and pixels, and their sum."""
+  golden, _ = golden_mae_sit.load('misc')
+  normal = golden_mae_sit.normal
+  z = np.stack([normal(f'l21_z{i}', (8, 512)) for i in (1, 2)], 1)
+  rec, im = (
+    normal(f'l21_{x}', (16, 3, 8, 8)).transpose(0, 2, 3, 1)
+    for x in ('rec', 'im')
+  )
+  pairs = [x.reshape(8, 2, *x.shape[1:]) for x in (rec, im)]
+  rot = normal('l21_rot', (16, 4)).reshape(8, 2, 4)
+  c = contrast_runs.tiny('sit')
+  c.sit.update(FIRST_SIT)
+  c.contrast.temp = 0.5
+  s = sit.Outputs(z, z, pairs[0], rot, np.float32([1, 0.7, 0.4]))
+  turns = np.arange(16).reshape(8, 2) % 4
+  mask = np.ones((8, 2, 8, 8), bool)  # published: of the whole image
+  value, m = sit.objective(s, s, pairs[1], mask, c, turns)
+  found = [m['turn_loss'], m['contrast_loss'], m['paint_loss']]
+  np.testing.assert_allclose(found, golden['mtl21_parts'], rtol=1e-5)
+  np.testing.assert_allclose(value, golden['mtl21_total'][0], rtol=1e-5)
+
+
+def test_views_are_turned():
+  x = np.random.default_rng(0).normal(size=(2, 2, 4, 4, 1))
+  turns = np.array([[0, 1], [2, 3]])
+  found = sit.turned(jnp.asarray(x), jnp.asarray(turns))
+  for b, v in np.ndindex(2, 2):
+    np.testing.assert_allclose(
+      found[b, v], np.rot90(x[b, v], -turns[b, v]), rtol=1e-6
+    )
+
+
+def test_turned_views_are_what_is_painted_and_told():
+  """Weights of tasks get gradients; a wrong contrast is named."""
+  c = contrast_runs.tiny('sit', drop_path=0.0)
+  c.sit.update(FIRST_SIT)
+  method = contrast_runs.build(c)
+  whole, _ = contrast_runs.start(method)
+  views = contrast_runs.views(contrast_runs.batch())
+  grads = jax.jit(jax.grad(lambda p: method.loss(p, whole, views, KEY).value))(
+    whole.params
+  )
+  assert (np.asarray(grads['balance']) != 0).all()
+  assert np.abs(grads['rotation']['kernel']).max() > 0
+  c.sit.contrast = 'moco'
+  with pytest.raises(UserError, match=r"sit\.contrast is 'moco'"):
+    contrast_runs.build(c)

@@ -3,7 +3,9 @@
 The student sees crops with blocks painted over (gmml.py), its average the
 clean ones. The student is to restore the pixels and, as in MoCo-v3 but
 without a predictor, to tell its image from all others (the code of 2022 that
-follows 2104.03602).
+follows 2104.03602). The first SiT's tasks are options of section `sit`: to tell
+how views were turned, SimCLR's contrast, and weights that are learned. Unlike
+there one class token serves all tasks, and the corruption is today's.
 """
 
 import jax
@@ -12,10 +14,15 @@ from flax import linen as nn
 from flax import struct
 
 from esvit_jax import augment, contrastive, gmml, models, optim
+from esvit_jax.errors import UserError
 from esvit_jax.methods.moco import features_of, forward, two_views
 from esvit_jax.models import projector
-from esvit_jax.models.layers import Features
+from esvit_jax.models.layers import Features, linear_init
 from esvit_jax.state import Horizon, Loss, Method
+
+CONTRASTS = ('momentum', 'simclr')
+# Of a learned s in exp(-s adjust) loss: of turns, contrast and pixels.
+ADJUST = (1.0, 1.0, 0.5)
 
 
 class Outputs(struct.PyTreeNode):
@@ -25,28 +32,50 @@ class Outputs(struct.PyTreeNode):
     pooled: backbone views f[B, 2, D].
     projected: f32[B, 2, P].
     painted: restored views f32[B, 2, H, W, C], or None if not asked for.
+    turn: logits of quarter turns f32[B, 2, 4], or None likewise.
+    balance: s of each task f32[3], where the network has them.
   """
 
   pooled: jax.Array
   projected: jax.Array
-  painted: jax.Array | None
+  painted: jax.Array | None = None
+  turn: jax.Array | None = None
+  balance: jax.Array | None = None
 
 
 class Network(nn.Module):
   """A backbone, a projector of views and a painter of regions.
 
   Batch norm spans both views.
+
+  Attributes:
+    rotation: a head that tells quarter turns, or None.
+    balanced: whether there are weights of tasks to learn.
   """
 
   backbone: nn.Module
   head: nn.Module
   head_recons: nn.Module
+  rotation: nn.Module | None = None
+  balanced: bool = False
+
+  def setup(self):
+    if self.balanced:
+      ones = nn.initializers.ones
+      self.balance = self.param('balance', ones, (len(ADJUST),))
 
   def __call__(self, images, train: bool, paint: bool = True) -> Outputs:
     (features,) = self.backbone((images,), train=train)
     projected = self.head(features.view, train=train)
-    painted = self.head_recons(features.grid) if paint else None
-    return Outputs(features.view, projected, painted)
+    if not paint:
+      return Outputs(features.view, projected)
+    return Outputs(
+      features.view,
+      projected,
+      self.head_recons(features.grid),
+      self.rotation(features.view) if self.rotation else None,
+      self.balance if self.balanced else None,
+    )
 
 
 def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
@@ -62,7 +91,11 @@ def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
     UserError: views are not two of one size, or settings are wrong.
   """
   groups = two_views(config.views)
-  side = groups[0].size
+  side, tasks = groups[0].size, config.sit
+  if tasks.contrast not in CONTRASTS:
+    raise UserError(
+      f"sit.contrast is '{tasks.contrast}': use {', '.join(CONTRASTS)}"
+    )
   corruption = gmml.settings(config.gmml, side)
   student = _network(config, config.model, side)
   # Published: the teacher runs in train mode, yet without drop path.
@@ -85,10 +118,8 @@ def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
       config.data.std,
     )
 
-  def corrupt(views, key):
-    return gmml.corrupt(
-      views['globals'], jax.random.fold_in(key, 3), corruption
-    )
+  def corrupt(images, key):
+    return gmml.corrupt(images, jax.random.fold_in(key, 3), corruption)
 
   def targets(state, views, key):
     t, stats = forward(
@@ -103,9 +134,15 @@ def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
 
   def loss(params, state, views, key) -> Loss:
     t, teacher_stats = targets(state, views, key)
-    corrupted, mask = corrupt(views, key)
+    images, turns = views['globals'], None
+    if tasks.rotation:
+      turns = jax.random.randint(
+        jax.random.fold_in(key, 4), images.shape[:2], 0, 4
+      )
+      images = turned(images, turns)
+    corrupted, mask = corrupt(images, key)
     s, stats = forward(student, params, state.extra['student'], corrupted, key)
-    value, metrics = objective(s, t, views['globals'], mask, config)
+    value, metrics = objective(s, t, images, mask, config, turns)
     extra = {'student': stats, 'teacher': teacher_stats}
     return Loss(value, extra, metrics)
 
@@ -137,7 +174,9 @@ def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
     features,
     momentum,
     stages={
-      'corruption': lambda state, views, key, done: corrupt(views, key),
+      'corruption': lambda state, views, key, done: corrupt(
+        views['globals'], key
+      ),
       'teacher': lambda state, views, key, done: targets(state, views, key)[0],
       'loss_and_gradient': gradient_stage,
     },
@@ -145,12 +184,15 @@ def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
   )
 
 
-def objective(s: Outputs, t: Outputs, clean, mask, config):
+def objective(s: Outputs, t: Outputs, clean, mask, config, turns=None):
   """The losses of one batch.
 
     contrast = L(s1, t2) + L(s2, t1)                      (contrastive.loss)
+      or, with contrast='simclr', that of s alone      (contrastive.nt_xent)
     paint    = mean |painted - clean| over corrupted pixels
-    loss     = contrast + lmbda paint
+    turn     = mean CE(softmax(turn), turns), with turns
+    loss     = turn + contrast + lmbda paint
+      or, with learned weights s_i, sum_i exp(-s_i adjust_i) loss_i + s_i / 2
 
   The mean is one of all views, images and channels. Published code has one
   for each device and the mean of these, whose weights depend on devices.
@@ -161,13 +203,16 @@ def objective(s: Outputs, t: Outputs, clean, mask, config):
     clean: f32[B, 2, H, W, C].
     mask: what is corrupted, bool[B, 2, H, W].
     config: sections contrast and sit.
+    turns: how the student's views were turned, i32[B, 2], or None.
 
   Returns:
     (loss, metrics)
   """
-  contrast, accuracy = contrastive.symmetric(
-    s.projected, t.projected, config.contrast.temp
-  )
+  c, temp = config.sit, config.contrast.temp
+  if c.contrast == 'simclr':
+    contrast, accuracy = contrastive.nt_xent(s.projected, temp)
+  else:
+    contrast, accuracy = contrastive.symmetric(s.projected, t.projected, temp)
   error = jnp.abs(s.painted - clean).mean(-1)  # B 2 H W
   pixels = jnp.maximum(mask.sum(), 1)
   painted = jnp.where(mask, error, 0).sum() / pixels
@@ -178,7 +223,38 @@ def objective(s: Outputs, t: Outputs, clean, mask, config):
     'corrupted': mask.mean(),
     'feature_spread': contrastive.spread(t.pooled),
   }
-  return contrast + config.sit.lmbda * painted, metrics
+  turn = jnp.float32(0)
+  if turns is not None:
+    log_p = jax.nn.log_softmax(s.turn.astype(jnp.float32))
+    turn = -jnp.take_along_axis(log_p, turns[..., None], -1).mean()
+    metrics['turn_loss'] = turn
+  losses = (turn, contrast, c.lmbda * painted)
+  if s.balance is None:
+    return sum(losses), metrics
+  return balanced(losses, s.balance), metrics
+
+
+def balanced(losses, s) -> jax.Array:
+  """sum_i exp(-s_i adjust_i) loss_i + s_i / 2: weights that are learned.
+
+  Args:
+    losses: of turns, contrast and pixels.
+    s: f32[3].
+  """
+  weights = jnp.exp(-s * jnp.asarray(ADJUST))
+  return (weights * jnp.stack(losses) + s / 2).sum()
+
+
+def turned(images, turns) -> jax.Array:
+  """Views after quarter turns clockwise.
+
+  Args:
+    images: f[B, V, H, H, C].
+    turns: how many, i32[B, V], 0 to 3.
+  """
+  all_four = [jnp.rot90(images, -k, (2, 3)) for k in range(4)]
+  which = jnp.broadcast_to(turns[:, :, None, None, None], images.shape)
+  return jax.lax.select_n(which, *all_four)
 
 
 def _network(config, model, side: int) -> Network:
@@ -196,4 +272,8 @@ def _network(config, model, side: int) -> Network:
     projector.Painter(
       channels, projector.stride(backbone, side, channels), **fields
     ),
+    nn.Dense(4, kernel_init=linear_init(fields['init_scale']))
+    if config.sit.rotation
+    else None,
+    config.sit.learned_weights,
   )
