@@ -28,6 +28,8 @@ def get_config(arg: str | None = None):
     224, 2, (0.2, 1.0), blur=(1.0, 0.1), solarize=(0.0, 0.2)
   )
   c.model.name = model
+  if model != 'swin_tiny':
+    c.model.resize_extra = 0.1
   return common.shrink(c) if debug else c
 
 

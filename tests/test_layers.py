@@ -106,10 +106,30 @@ def test_bicubic_is_the_published_resize():
     assert golden_weights.error(resized, expected) < 2e-5
   for name, before, after in (('vilb196', 196, 36), ('vilb49', 49, 9)):
     resized = layers.resize_bicubic(
-      given[name], (after, after), scale=after / before
+      given[name], (after, after), (after / before,) * 2
     )
     expected = golden[f'vil_bias_{before}_to_{after}']
     assert golden_weights.error(resized, expected) < 2e-5
+
+
+def test_positions_resized_to_a_little_more():
+  """SiT's 0.1 moves samples towards the upper left, by less and less."""
+  line = jnp.arange(14.0)
+  pe = jnp.broadcast_to(line[None, None, :, None], (1, 14, 14, 1))
+  pe = jnp.concatenate([jnp.zeros((1, 1, 1)), pe.reshape(1, -1, 1)], 1)
+  plain, more = (
+    resize_positions(pe, (6, 6), extra)[0, 1:].reshape(6, 6)
+    for extra in (0.0, 0.1)
+  )
+  centres = (np.arange(6) + 0.5) * 14
+  # Away from the borders a cubic convolution keeps lines, bar the sharpness
+  # of a = -0.75, which is the same at a place and its mirror image.
+  shift = np.asarray(plain - more)[0]
+  expected = centres / 6 - centres / 6.1
+  np.testing.assert_allclose(shift[1:5], expected[1:5], atol=0.15)
+  assert (np.diff(shift[1:5]) > 0).all()
+  same = resize_positions(pe, (14, 14), 0.1)
+  np.testing.assert_array_equal(same, pe)
 
 
 def test_bicubic_keeps_constants_and_size():

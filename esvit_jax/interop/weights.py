@@ -154,7 +154,10 @@ def from_file(
   used = accounting.leave_out(file.others, allowed, notes)
 
   first = next(iter(networks.values()))
-  config = _config(published.split(first)['backbone'], config or {}, file)
+  config = dict(config or {})
+  if published.whole(first) == 'sit' and file.about is None:
+    config = {'resize_extra': 0.1} | config
+  config = _config(published.split(first)['backbone'], config, file)
   module = architecture.build(config, first)
   about = {
     'model': architecture.resolved(config, module),

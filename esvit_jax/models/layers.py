@@ -289,9 +289,13 @@ def bicubic_matrix(
 
 
 def resize_bicubic(
-  x: jax.Array, size: tuple[int, int], scale: float | None = None
+  x: jax.Array,
+  size: tuple[int, int],
+  scales: tuple[float | None, float | None] = (None, None),
 ) -> jax.Array:
   """Resizes f[h, w, C] to `size` (rows, columns); see `bicubic_matrix`."""
-  rows = bicubic_matrix(x.shape[0], size[0], scale).astype(np.float32)
-  columns = bicubic_matrix(x.shape[1], size[1], scale).astype(np.float32)
+  rows, columns = (
+    bicubic_matrix(before, after, scale).astype(np.float32)
+    for before, after, scale in zip(x.shape, size, scales)
+  )
   return jnp.einsum('ah,hwc,bw->abc', rows, x, columns, precision='highest')

@@ -212,5 +212,5 @@ def expanded_bias(table: jax.Array, side: int, count: int) -> jax.Array:
   """
   bias = table[relative_position_index(side)]  # side^2 side^2 a
   if count != side**2:
-    bias = resize_bicubic(bias, (count, count), count / side**2)
+    bias = resize_bicubic(bias, (count, count), (count / side**2,) * 2)
   return bias.transpose(2, 0, 1)

@@ -69,6 +69,8 @@ class ViT(nn.Module):
     rel_pos: a learned bias of the attention for each offset between patches.
     layer_scale: what the gains of the blocks' outputs start as; 0: no gains.
     qkv_bias: biases of queries, keys and values, or of 'qv' only.
+    resize_extra: added to the sides of a map before positions are resized to
+      it. SiT's 0.1, a guard against rounding, moves them visibly.
   """
 
   dim: int
@@ -86,6 +88,7 @@ class ViT(nn.Module):
   rel_pos: bool = False
   layer_scale: float = 0.0
   qkv_bias: str = 'qkv'
+  resize_extra: float = 0.0
 
   def __post_init__(self):
     if self.dim % self.heads:
@@ -157,7 +160,7 @@ class ViT(nn.Module):
       x = x.reshape(len(x), V, h * w, self.dim)
       first = jnp.broadcast_to(self.cls_token[None], (len(x), V, 1, self.dim))
       x = jnp.concatenate([first.astype(self.dtype), x], 2)  # B V n dim
-      where = resize_positions(self.pos_embed, (h, w))
+      where = self._positions((h, w))
       views.append(x + where.astype(self.dtype)[None])
     shapes = tuple(x.shape[1:-1] for x in views)
     tokens = pack(views)
@@ -203,7 +206,7 @@ class ViT(nn.Module):
     seen = jnp.take_along_axis(patches, ids[:, :, None], 1)
     # As one view each: a column of patches.
     x, _ = self.patch_embed((seen.reshape(B, 1, k * p, p, C),))  # B k dim
-    where = resize_positions(self.pos_embed, (H // p, W // p))[0]
+    where = self._positions((H // p, W // p))[0]
     x += where[1:][ids].astype(self.dtype)
     first = (self.cls_token[0] + where[:1]).astype(self.dtype)
     first = jnp.broadcast_to(first[None], (B, 1, self.dim))
@@ -221,6 +224,9 @@ class ViT(nn.Module):
       return nn.initializers.normal(0.02)(key, shape)
     table = mae_table if self.positions == 'mae' else moco_table
     return jnp.asarray(table(self.dim, self.side))
+
+  def _positions(self, size: tuple[int, int]):
+    return resize_positions(self.pos_embed, size, self.resize_extra)
 
   def _pooled(self, tokens):
     """Tokens [B, V, n, dim] -> view features [B, V, dim]."""
@@ -371,17 +377,21 @@ def relative_position_index(side: int) -> np.ndarray:
   return index
 
 
-def resize_positions(embedding: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resize_positions(
+  embedding: jax.Array, size: tuple[int, int], extra: float = 0.0
+) -> jax.Array:
   """The position embedding f[1, 1 + N, C] for a map of `size` (rows, columns).
 
   The class token's part stays; the rest is resized as an image. For square
-  maps the factor is the published sqrt(h w / N).
+  maps the factor is the published sqrt(h w / N), or with `extra` added to the
+  sides of the map.
   """
   cls, patches = embedding[:, :1], embedding[0, 1:]
   side = round(len(patches) ** 0.5)
   image = patches.reshape(side, side, -1)
   if size != (side, side):
-    image = resize_bicubic(image, size)
+    scales = tuple((length + extra) / side for length in size)
+    image = resize_bicubic(image, size, scales)
   return jnp.concatenate([cls, image.reshape(1, -1, image.shape[-1])], 1)
 
 
