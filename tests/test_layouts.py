@@ -78,6 +78,8 @@ def test_a_file_comes_back_byte_for_byte(tmp_path, kind, prefix):
     found.networks['student']['params'],
     variables['params'],
   )
+  extra = found.about['model']['resize_extra']
+  assert extra == (0.1 if kind == 'sit' else 0)
   back = weights.to_published(found)
   assert back.keys() == arrays.keys()
   for k, v in arrays.items():

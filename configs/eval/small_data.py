@@ -25,7 +25,7 @@ METHODS = {
 }
 METHODS['scratch'] = METHODS['sit']
 # Steps of 64 images that take about as long as SiT's.
-STEPS = {'sit': 600, 'esvit': 600, 'mae': 1200, 'moco': 600}
+STEPS = {'sit': 400, 'esvit': 300, 'mae': 2450, 'moco': 400}
 VARIANTS = (*METHODS, *(f'embedded_{method}' for method in METHODS))
 
 
