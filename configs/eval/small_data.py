@@ -79,8 +79,8 @@ def embedded(c: ConfigDict, method: str) -> None:
     c.pretraining.model = quickstart.get_config('sit').model
   c.pretraining.steps = STEPS[method]
   c.pretraining.eval.every_epochs = 0.0
-  c.finetuning.epochs = 30
+  c.finetuning.epochs = 20
   c.finetuning.optim.layer_decay = 1.0  # one recipe, also from scratch
   c.finetuning.optim.lr = 0.004  # 1e-3 at batch 64
-  c.finetuning.optim.warmup_epochs = 3.0
+  c.finetuning.optim.warmup_epochs = 2.0
   c.finetuning.eval.every_epochs = 10.0
