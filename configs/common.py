@@ -185,7 +185,7 @@ def shrink(c: ConfigDict) -> ConfigDict:
   name = c.model.name.partition('_')[0].removesuffix('50')
   c.model.update(SMALL.get(name, SMALL['vit']))
   c.model.dtype = 'float32'
-  if c.method == 'esvit':
+  if 'head' in c:
     c.head.out_dim, c.head.hidden, c.head.bottleneck = 64, 32, 16
     c.loss.teacher_temp_warmup_epochs = 0
     c.optim.freeze_last_layer_epochs = 0

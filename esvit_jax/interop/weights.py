@@ -22,6 +22,10 @@ from esvit_jax.interop.accounting import Allowed
 from esvit_jax.interop.published import CENTRES, HEADS, WHO, Arrays
 from esvit_jax.models.layers import Features
 
+# Parts that training has and no published layout: tasks that SiT may add, and
+# SiT's heads beside EsViT's.
+_OWN = ('rotation', 'balance', 'sit')
+
 
 class Weights(NamedTuple):
   """One network or two, and their centres.
@@ -100,14 +104,24 @@ def from_run(path: str, which: str = 'both') -> Weights:
   parts = restore_parts(path, ('params', 'teacher', 'extra'))
   trees = {'student': parts['params'], 'teacher': parts['teacher']}
   # A teacher may be none, or another network that only distils.
-  trees = {k: v for k, v in trees.items() if v and 'backbone' in v}
+  trees = {
+    who: {k: v for k, v in tree.items() if k not in _OWN}
+    for who, tree in trees.items()
+    if tree and 'backbone' in tree
+  }
   # MoCo-v3 hands on its base encoder.
   prefer = 'student' if config.get('method') == 'moco' else 'teacher'
   best = prefer if prefer in trees else next(iter(trees))
   if which not in ('both', *trees):
     raise UserError(f'{path} has no {which}, only a {best}')
+  stats = {
+    who: {
+      k: v for k, v in (parts['extra'].get(who) or {}).items() if k not in _OWN
+    }
+    for who in trees
+  }
   networks = {
-    who: {'params': trees[who], 'batch_stats': parts['extra'].get(who) or {}}
+    who: {'params': trees[who], 'batch_stats': stats[who]}
     for who in (trees if which == 'both' else (which,))
   }
   centres = {k: v for k, v in parts['extra'].items() if k.startswith('center')}

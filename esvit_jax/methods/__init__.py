@@ -1,11 +1,12 @@
 """Ways to learn: one file and one line here for each."""
 
-from esvit_jax.methods import esvit, finetune, mae, moco, sit
+from esvit_jax.methods import esvit, esvit_sit, finetune, mae, moco, sit
 
 # name -> build(config, horizon, shards=, classes=, teacher=) -> Method; what a
 # builder does not need it leaves.
 METHODS = {
   'esvit': esvit.build,
+  'esvit_sit': esvit_sit.build,
   'finetune': finetune.build,
   'mae': mae.build,
   'moco': moco.build,

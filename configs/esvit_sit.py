@@ -1,0 +1,20 @@
+"""EsViT's and SiT's losses summed on one backbone; an experiment of ours.
+
+python -m main --config=configs/esvit_sit.py:swin_tiny --workdir=runs/both
+"""
+
+from configs import common, esvit, sit
+
+VARIANTS = {name: name for name in ('swin_tiny', 'vil', 'cvt_tiny')}
+
+
+def get_config(arg: str | None = None):
+  common.variant(arg, VARIANTS, 'swin_tiny')
+  c = esvit.get_config(arg)
+  c.init.epoch = 0  # no part of it is added later
+  theirs = sit.get_config('small,debug' if 'debug' in (arg or '') else None)
+  for section in ('contrast', 'gmml', 'sit'):
+    c[section] = theirs[section]
+  c.sit.weight = 1.0  # of SiT's loss
+  c.method = 'esvit_sit'
+  return c
