@@ -5,7 +5,7 @@ python -m main --config=configs/esvit_sit.py:swin_tiny --workdir=runs/both
 
 from configs import common, esvit, sit
 
-VARIANTS = {name: name for name in ('swin_tiny', 'vil', 'cvt_tiny')}
+VARIANTS = {name: name for name in ('swin_tiny', 'cvt_tiny')}
 
 
 def get_config(arg: str | None = None):

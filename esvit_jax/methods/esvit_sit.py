@@ -8,7 +8,6 @@ other: this is to compare and to combine them.
 """
 
 import jax
-from ml_collections import ConfigDict
 
 from esvit_jax.methods import esvit, sit
 from esvit_jax.state import Horizon, Loss, Method
@@ -77,7 +76,7 @@ def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
   )
 
 
-def _with_global_views(config) -> ConfigDict:
+def _with_global_views(config):
   """The config as SiT wants it."""
   c = config.copy_and_resolve_references()
   with c.unlocked():
