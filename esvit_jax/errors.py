@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""What is not a bug: mistakes that the user can mend, and requests to stop."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
   `main.py` prints the text without a traceback and exits with code 2.
   """
+
+
+class Stopped(Exception):
+  """A run was asked to stop; it has saved itself and said so."""

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from esvit_jax import protocols, provenance, workdir
 from esvit_jax.analysis import report
-from esvit_jax.errors import UserError
+from esvit_jax.errors import Stopped, UserError
 
 
 def run(config, directory: str = '', out=sys.stdout) -> dict:
@@ -28,7 +28,7 @@ def run(config, directory: str = '', out=sys.stdout) -> dict:
     out: where to print.
 
   Returns:
-    The figures.
+    The figures; none if it was asked to stop while it trained.
 
   Raises:
     UserError: the network, the images or the config cannot be used.
@@ -36,7 +36,10 @@ def run(config, directory: str = '', out=sys.stdout) -> dict:
   if config.task not in protocols.PROTOCOLS:
     names = ', '.join(protocols.PROTOCOLS)
     raise UserError(f"no evaluation '{config.task}': choose from {names}")
-  result = protocols.PROTOCOLS[config.task](config, directory, out)
+  try:
+    result = protocols.PROTOCOLS[config.task](config, directory, out)
+  except Stopped:
+    return {}
   write(result)
   _print(result, out)
   if os.path.exists(os.path.join(result.directory, 'metrics.jsonl')):

@@ -34,7 +34,7 @@ from esvit_jax import state as state_lib
 from esvit_jax.analysis import report
 from esvit_jax.analysis.pictures import Album, Gallery
 from esvit_jax.checkpoint import Checkpoints, restore_parts
-from esvit_jax.errors import UserError
+from esvit_jax.errors import Stopped, UserError
 from esvit_jax.interop import weights as weights_lib
 from esvit_jax.jobs import Job
 from esvit_jax.judge import Judge, headline
@@ -69,13 +69,32 @@ def run(config, directory: str, out=sys.stdout) -> state_lib.TrainState:
   Raises:
     UserError: the config or the data cannot be run; nothing is written.
   """
+  state, _ = _run(config, directory, out)
+  return state
+
+
+def finish(config, directory: str, out=sys.stdout) -> None:
+  """As `run`, where something is to follow that wants all of it.
+
+  Raises:
+    UserError: as `run`.
+    Stopped: it was asked to stop before the end.
+  """
+  _, finished = _run(config, directory, out)
+  if not finished:
+    raise Stopped
+
+
+def _run(config, directory: str, out):
+  """The last state, and whether it is that of the last step."""
   workdir.check(directory, config.to_dict())
   job = jobs.prepare(config)
   first = jax.process_index() == 0
   with contextlib.ExitStack() as stack:
     if first:
       stack.enter_context(workdir.claim(directory, config.to_dict()))
-    return _train(job, directory, out if first else None)
+    state = _train(job, directory, out if first else None)
+    return state, int(state.step) == job.horizon.steps
 
 
 def start(job: Job) -> state_lib.TrainState:

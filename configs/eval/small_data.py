@@ -25,7 +25,7 @@ METHODS = {
 }
 METHODS['scratch'] = METHODS['sit']
 # Steps of 64 images that take about as long as SiT's.
-STEPS = {'sit': 400, 'esvit': 300, 'mae': 2450, 'moco': 400}
+STEPS = {'sit': 300, 'esvit': 220, 'mae': 1350, 'moco': 300}
 VARIANTS = (*METHODS, *(f'embedded_{method}' for method in METHODS))
 
 
@@ -79,7 +79,7 @@ def embedded(c: ConfigDict, method: str) -> None:
     c.pretraining.model = quickstart.get_config('sit').model
   c.pretraining.steps = STEPS[method]
   c.pretraining.eval.every_epochs = 0.0
-  c.finetuning.epochs = 20
+  c.finetuning.epochs = 15
   c.finetuning.optim.layer_decay = 1.0  # one recipe, also from scratch
   c.finetuning.optim.lr = 0.004  # 1e-3 at batch 64
   c.finetuning.optim.warmup_epochs = 2.0

@@ -16,12 +16,12 @@ def run(config, directory: str, out) -> Result:
   """Trains, and gives the accuracies on test in percent.
 
   Raises:
-    UserError: as train.run.
+    UserError, Stopped: as train.finish.
   """
   if not directory:
     raise UserError('no --workdir: fine-tuning is a run of its own')
   config = resolved(config)
-  train.run(config, directory, out)
+  train.finish(config, directory, out)
   last = metrics.read(os.path.join(directory, 'metrics.jsonl'))[-1]
   # The last epoch's: the best epoch would be chosen by the test images.
   figures = {k: v for k, v in last.items() if k.startswith('accuracy/')}

@@ -25,8 +25,8 @@ def run(config, directory: str, out) -> Result:
     Figures: set -> percent, or 'score' of the one source that has no name.
 
   Raises:
-    UserError: as train.run; of several sets, those that fail are said so and
-      the others go on.
+    UserError, Stopped: as train.finish; of several sets, those that fail are
+      said so and the others go on.
   """
   if not directory:
     raise UserError('no --workdir: this trains, so it needs a place')
@@ -71,7 +71,7 @@ def both(config, directory: str, out) -> float:
   done = []
   if not config.scratch:
     print(f'pre-training in {first}', file=out)
-    train.run(before, first, out)
+    train.finish(before, first, out)
     after.checkpoint = first
     done = [first]
   print(f'fine-tuning in {second}', file=out)

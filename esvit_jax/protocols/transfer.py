@@ -30,6 +30,7 @@ def run(config, directory: str, out) -> Result:
 
   Raises:
     UserError: the network or the config cannot be used at all.
+    Stopped: fine-tuning was asked to stop.
   """
   c = config.transfer
   if c.mode not in MODES:
