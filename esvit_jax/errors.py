@@ -8,5 +8,5 @@ class UserError(ValueError):
   """
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - no error
   """A run was asked to stop; it has saved itself and said so."""

@@ -1,5 +1,9 @@
 """A run small enough for tests."""
 
+import io
+import os
+import signal
+
 from configs import quickstart
 
 STEPS = 5
@@ -12,3 +16,16 @@ def tiny(**changes):
   config.model.drop_path = 0.5
   config.update(changes)
   return config
+
+
+class Interrupt(io.StringIO):
+  """Asks the process to stop once a line starts with the given words."""
+
+  def __init__(self, words):
+    super().__init__()
+    self.words = words
+
+  def write(self, text):
+    if text.startswith(self.words):
+      os.kill(os.getpid(), signal.SIGTERM)
+    return super().write(text)

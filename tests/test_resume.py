@@ -1,27 +1,12 @@
 """An interrupted run is the uninterrupted one, to the bit."""
 
 import io
-import os
-import signal
 
 import jax
 import numpy as np
-from runs import STEPS, tiny
+from runs import STEPS, Interrupt, tiny
 
 from esvit_jax import metrics, train
-
-
-class Interrupt(io.StringIO):
-  """Asks the process to stop once a line starts with the given words."""
-
-  def __init__(self, words):
-    super().__init__()
-    self.words = words
-
-  def write(self, text):
-    if text.startswith(self.words):
-      os.kill(os.getpid(), signal.SIGTERM)
-    return super().write(text)
 
 
 def test_resumed_is_uninterrupted(tmp_path):

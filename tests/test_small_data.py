@@ -1,12 +1,12 @@
 """Pre-training and fine-tuning on one small set, as one command."""
 
 import io
-import os
 
 import pytest
+from runs import Interrupt
 
 from configs.eval import small_data as configs
-from esvit_jax import evaluate
+from esvit_jax import evaluate, metrics
 from esvit_jax.errors import UserError
 from esvit_jax.protocols import small_data, suites
 
@@ -46,12 +46,11 @@ def test_embedded_methods_train_the_same_network(method):
   }
 
 
-def test_sets_that_are_there_are_run_and_the_same_command_goes_on(tmp_path):
-  c = configs.get_config('embedded_mae,debug')
+def test_sets_that_are_there_are_run(tmp_path):
+  c = configs.get_config('embedded_scratch,debug')
   c.sets, c.root = 'embedded,aircraft', str(tmp_path / 'sets')
   c.data.few = '20'
-  c.pretraining.steps = c.finetuning.steps = 2
-  c.pretraining.eval.at_ends = 'knn'
+  c.finetuning.steps = 2
   out = io.StringIO()
   figures = evaluate.run(c, str(tmp_path / 'a'), out)
   said = out.getvalue()
@@ -61,16 +60,31 @@ def test_sets_that_are_there_are_run_and_the_same_command_goes_on(tmp_path):
   # The published rows stand beside ours, sets without an own figure too.
   for word in ('SiT', '77.8', '31.1', 'Fashion-MNIST'):
     assert word in said
-  page = (tmp_path / 'a/embedded/report.html').read_text()
-  assert 'id="pretrain-curves"' in page and 'id="finetune-curves"' in page
+  assert (tmp_path / 'a/embedded/report.html').exists()
 
-  saved = os.listdir(tmp_path / 'a/embedded/finetune/checkpoints')
-  again = evaluate.run(c, str(tmp_path / 'a'), io.StringIO())
-  assert again == figures
-  assert saved == os.listdir(tmp_path / 'a/embedded/finetune/checkpoints')
-  c.finetuning.optim.lr = 1.0
-  figures = evaluate.run(c, str(tmp_path / 'a'), io.StringIO())
-  assert 'another config' in figures['not_judged']['embedded']
+
+def test_a_stop_is_not_an_end(tmp_path):
+  """Stopped, it neither fine-tunes a half nor writes figures; then goes on."""
+  c = configs.get_config('embedded_mae,debug')
+  c.data.few = '20'
+  c.pretraining.steps = c.finetuning.steps = 3
+  c.pretraining.log_every = c.finetuning.log_every = 1
+  c.pretraining.eval.at_ends = c.pretraining.eval.during = ''
+  directory = tmp_path / 'a'
+  assert evaluate.run(c, str(directory), Interrupt('step 1/')) == {}
+  assert not (directory / 'finetune').exists()
+  assert not (directory / 'eval').exists()
+
+  last = metrics.read(directory / 'pretrain/metrics.jsonl')[-1]
+  assert last['step'] < 3
+  out = io.StringIO()
+  figures = evaluate.run(c, str(directory), out)
+  assert f'from step {last["step"]}' in out.getvalue()
+  assert 0 < figures['score'] < 100
+  page = (directory / 'report.html').read_text()
+  assert 'id="pretrain-curves"' in page and 'id="finetune-curves"' in page
+  # Done is done: the same command tells the same.
+  assert evaluate.run(c, str(directory), io.StringIO()) == figures
 
 
 def test_it_says_what_it_cannot_do(tmp_path):
