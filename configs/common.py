@@ -64,6 +64,7 @@ def base() -> ConfigDict:
   c.eval.batch_size = 256
   c.eval.size = 224  # pixels
   c.eval.train_images = 50_000  # at most this many; 0: all
+  c.eval.pictures = True  # drawn at evaluations, in a hundredth of the time
 
   c.save = ConfigDict()
   c.save.every_epochs = 1.0

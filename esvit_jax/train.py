@@ -208,16 +208,18 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
       metrics.write(first, judge(state, at_start=True))
       metrics.flush()
     album = None
-    if out is not None:
+    if out is not None and config.eval.pictures:
       inspect = weights_lib.inspect(models.build(config.model))
       album = Album(job, directory, inspect)
     if first < steps:
       state = _loop(job, state, judge, checkpoints, metrics, progress, album)
     metrics.flush()
-    if album is not None:
-      if int(state.step) == steps:
-        album.update(state, metrics.history, gallery(judge), last=True)
-      page = report.build([directory], running=False)
+    paths = []
+    if album is not None and int(state.step) == steps:
+      album.update(state, metrics.history, gallery(judge), last=True)
+      paths = album.paths
+    if out is not None:
+      paths = [*paths, report.build([directory], running=False)]
   if int(state.step) < steps:
     progress.say(
       f'stopped at step {int(state.step)}: saved; the same command goes on '
@@ -225,7 +227,6 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
     )
   else:
     verdict = health.verdict(metrics.history, job.method.chance)
-    paths = [*album.paths, page] if album is not None else []
     summary.conclude(directory, metrics, verdict, paths, progress.say)
   return state
 
@@ -269,9 +270,10 @@ def _loop(job, state, judge, checkpoints, metrics, progress, album):
         paused = time.perf_counter()
         judged = judge(state, at_end=last)
         metrics.write(done, judged)
-        if album is not None and not last:
+        if progress.out is not None and not last:
           metrics.flush()
-          album.update(state, metrics.history, gallery(judge))
+          if album is not None:
+            album.update(state, metrics.history, gallery(judge))
           with contextlib.suppress(UserError):  # a page must not end a run
             report.build([judge.directory])
         progress.pause(time.perf_counter() - paused)

@@ -13,6 +13,7 @@ def tiny(**changes):
   config = quickstart.get_config('debug')
   config.steps = STEPS
   config.log_every = 1
+  config.eval.pictures = False
   config.model.drop_path = 0.5
   config.update(changes)
   return config

@@ -119,6 +119,7 @@ def test_probe_chooses_among_heads(run_dir, tmp_path, augment):
 def test_fine_tuning_starts_from_the_backbone(run_dir, tmp_path):
   config = of(finetune, run_dir, 'embedded')
   config.steps, config.batch_size, config.log_every = 2, 16, 1
+  config.eval.pictures = False
   config.optim.lr = config.optim.min_lr = config.optim.warmup_epochs = 0.0
   figures, said, _ = evaluated(config, tmp_path / 'a')
   assert set(figures) == {'accuracy/student'}

@@ -50,6 +50,7 @@ def test_sets_that_are_there_are_run(tmp_path):
   c = configs.get_config('embedded_scratch,debug')
   c.sets, c.root = 'embedded,aircraft', str(tmp_path / 'sets')
   c.data.few = '20'
+  c.pretraining.eval.pictures = c.finetuning.eval.pictures = False
   c.finetuning.steps = 2
   out = io.StringIO()
   figures = evaluate.run(c, str(tmp_path / 'a'), out)
@@ -67,6 +68,7 @@ def test_a_stop_is_not_an_end(tmp_path):
   """Stopped, it neither fine-tunes a half nor writes figures; then goes on."""
   c = configs.get_config('embedded_mae,debug')
   c.data.few = '20'
+  c.pretraining.eval.pictures = c.finetuning.eval.pictures = False
   c.pretraining.steps = c.finetuning.steps = 3
   c.pretraining.log_every = c.finetuning.log_every = 1
   c.pretraining.eval.at_ends = c.pretraining.eval.during = ''
