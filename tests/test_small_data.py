@@ -50,7 +50,6 @@ def test_sets_that_are_there_are_run(tmp_path):
   c = configs.get_config('embedded_scratch,debug')
   c.sets, c.root = 'embedded,aircraft', str(tmp_path / 'sets')
   c.data.few = '20'
-  c.pretraining.eval.pictures = c.finetuning.eval.pictures = False
   c.finetuning.steps = 2
   out = io.StringIO()
   figures = evaluate.run(c, str(tmp_path / 'a'), out)
@@ -62,6 +61,8 @@ def test_sets_that_are_there_are_run(tmp_path):
   for word in ('SiT', '77.8', '31.1', 'Fashion-MNIST'):
     assert word in said
   assert (tmp_path / 'a/embedded/report.html').exists()
+  drawn = {x.name for x in (tmp_path / 'a').rglob('pictures/*.png')}
+  assert {'views.png', 'curves.png', 'pca.png', 'attention.png'} <= drawn
 
 
 def test_a_stop_is_not_an_end(tmp_path):
@@ -85,6 +86,7 @@ def test_a_stop_is_not_an_end(tmp_path):
   assert 0 < figures['score'] < 100
   page = (directory / 'report.html').read_text()
   assert 'id="pretrain-curves"' in page and 'id="finetune-curves"' in page
+  assert not list(directory.rglob('*.png'))  # as asked for
   # Done is done: the same command tells the same.
   assert evaluate.run(c, str(directory), io.StringIO()) == figures
 
