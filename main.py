@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
       sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     if MODE.value == 'report':
-      from esvit_jax.analysis import report
+      from esvit_jax import report
 
       print(report.build(WORKDIR.value.split(',')))
     elif MODE.value == 'bench':

@@ -15,7 +15,7 @@ setup(
   packages=find_packages(include=['esvit_jax', 'esvit_jax.*']),
   package_data={
     'esvit_jax.data': ['fashion_mnist.npz', '*NOTICE*'],
-    'esvit_jax.analysis': ['report.css', 'report.js'],
+    'esvit_jax.report': ['report.css', 'report.js'],
   },
   install_requires=[
     'absl-py',

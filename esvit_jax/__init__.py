@@ -6,8 +6,8 @@ features = apply(params, images)  # .view [N, D], .grid [N, h, w, D]
 
 
 def load(path: str, which: str = 'auto'):
-  """A trained backbone as (apply, params): see `interop.export.load`."""
+  """A trained backbone as (apply, params): see `weights.export.load`."""
   # Here, so that `import esvit_jax` stays cheap.
-  from esvit_jax.interop import export
+  from esvit_jax.weights import export
 
   return export.load(path, which)

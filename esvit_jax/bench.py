@@ -22,9 +22,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from esvit_jax import evals, jobs, limits, protocols, sharding
+from esvit_jax import evals, protocols, sharding
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
+from esvit_jax.run import jobs, limits
 
 REPEATS = 20
 WARM_UP = 2

@@ -1,181 +1,161 @@
-"""Published PyTorch checkpoints <-> variables of this project, in memory.
+"""python -m esvit_jax.convert IN OUT
 
-One table per architecture (interop/layouts.py) says which of their keys is
-which of ours; it is read in both directions. Every key of both sides has to
-be accounted for.
+Published checkpoints (.pth, .pth.tar of EsViT, DINO, MoCo, MAE), safetensors
+files and run directories, into one another. OUT is a directory to train from,
+evaluate or fine-tune or, if it ends in .safetensors, a file with the published
+keys. Nothing is guessed: what is missing, unexpected or of another shape is
+listed and refused unless you name it.
 """
 
-import difflib
-import re
-from collections.abc import Mapping
-
-import numpy as np
-from flax import traverse_util
+import argparse
+import ast
+import os
+import sys
 
 from esvit_jax.errors import UserError
-from esvit_jax.interop.layouts import TABLES, Buffer, Row
-
-Arrays = dict[str, np.ndarray]
-
-
-def from_published(state: Mapping, arch: str, like: Mapping) -> dict:
-  """Variables {'params': ..., 'batch_stats': ...} of a published state_dict.
-
-  Args:
-    state: arrays by published key, without prefixes such as `module.`.
-    arch: a key of TABLES.
-    like: variables (or their shapes, `models.abstract_variables`) that the
-      result has to match, leaf by leaf.
-
-  Raises:
-    UserError: keys are unexpected, missing, or of another shape, type or, for
-      a constant buffer, value.
-  """
-  table = _table(arch)
-  like = traverse_util.flatten_dict(like, sep='/')
-  ours, unexpected, differ = {}, [], []
-  for key, value in state.items():
-    found = _find(table, 'theirs', key, state)
-    if found is None:
-      unexpected.append(key)
-      continue
-    row, numbers = found
-    if isinstance(row, Buffer):
-      source = state.get(row.of.format(**numbers))
-      if row.constant and source is not None:
-        expected = row.compute(source)
-        if not np.array_equal(value, expected):
-          differ.append(f'{key} (values)')
-      continue
-    path = row.ours.format(**numbers)
-    if path not in like:
-      unexpected.append(key)
-      continue
-    value = _reorder(value, row.to_ours)
-    if value is None or value.shape != like[path].shape:
-      shape = _reorder_shape(like[path].shape, row.to_theirs)
-      differ.append(f'{key} {state[key].shape}, not {shape}')
-    elif value.dtype != like[path].dtype:
-      differ.append(f'{key} {value.dtype}, not {like[path].dtype}')
-    ours[path] = value
-  missing = [_theirs(table, path) for path in like if path not in ours]
-  problems = {
-    'unexpected': unexpected,
-    'missing': missing,
-    'different': differ,
-  }
-  if any(problems.values()):
-    text = '; '.join(listed(k, v) for k, v in problems.items() if v)
-    raise UserError(f'this checkpoint is not of the {arch} asked for: {text}')
-  return traverse_util.unflatten_dict(ours, sep='/')
+from esvit_jax.weights import certificate, export, published
+from esvit_jax.weights import networks as weights_lib
+from esvit_jax.weights.accounting import Allowed
+from esvit_jax.weights.networks import Weights
+from esvit_jax.workdir import write_json
 
 
-def implied(state: Mapping, arch: str) -> dict:
-  """Zeros of the shapes that a state_dict's own keys ask for.
-
-  For parts whose module only a training config describes, such as decoders:
-  a run that starts from them checks them against its own.
-  """
-  table, ours = _table(arch), {}
-  for key, value in state.items():
-    found = _find(table, 'theirs', key, state)
-    if found is not None and isinstance(found[0], Row):
-      row, numbers = found
-      shape = _reorder_shape(value.shape, row.to_ours)
-      ours[row.ours.format(**numbers)] = np.zeros(shape, np.float32)
-  return traverse_util.unflatten_dict(ours, sep='/')
+def main(argv: list[str]) -> int:
+  """Runs the command line; returns 0, or 2 for what the user can mend."""
+  try:
+    args = parse(argv)
+    if args is not None:
+      run(args)
+  except UserError as e:
+    print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
+    return 2
+  return 0
 
 
-def to_published(variables: Mapping, arch: str) -> Arrays:
-  """The state_dict of variables; undoes `from_published`.
+def run(args: argparse.Namespace) -> None:
+  """Reads, converts, writes and certifies."""
+  single = args.out.endswith('.safetensors')
+  which = args.which or ('teacher' if single else 'both')
+  export.check_free(args.out)
+  weights, notes = _read(args, which)
+  for note in notes:
+    print(note)
+  networks = weights.networks
+  names = list(networks)
+  if networks.get('student') is networks.get('teacher'):
+    names.remove('student')
+  certificates = [certificate.certify(weights, who) for who in names]
+  if single:
+    export.save(args.out, weights, which)
+    beside = args.out.removesuffix('.safetensors') + '.certificate.json'
+  else:
+    export.save_run(args.out, weights, os.path.basename(args.source))
+    beside = os.path.join(args.out, 'certificate.json')
+  write_json(
+    beside,
+    {
+      'source': os.path.basename(args.source),
+      'notes': notes,
+      'architecture': weights.about,
+      'networks': certificates,
+    },
+  )
+  for one in certificates:
+    print('\n'.join(certificate.lines(one)))
+  print(f'wrote {args.out} and {beside}')
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message):
+    raise UserError(f'{message} (see --help)')
+
+
+def parse(argv: list[str]) -> argparse.Namespace | None:
+  """The command line, or None after --help.
 
   Raises:
-    UserError: some variables are not of this architecture.
+    UserError: flags that are none.
   """
-  table = _table(arch)
-  theirs, unexpected = {}, []
-  for path, value in traverse_util.flatten_dict(variables, sep='/').items():
-    found = _find(table, 'ours', path)
-    if found is None:
-      unexpected.append(path)
-      continue
-    row, numbers = found
-    theirs[row.theirs.format(**numbers)] = _reorder(
-      np.asarray(value), row.to_theirs
+  parser = _Parser(
+    prog='python -m esvit_jax.convert',
+    description=__doc__.partition('\n\n')[2],
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    add_help=False,
+  )
+  add = parser.add_argument
+  add('source', metavar='IN', help='.pth, .pth.tar, .safetensors, directory')
+  add('out', metavar='OUT', help='a directory, or a name in .safetensors')
+  add('--arch', help='such as swin_tiny; otherwise told by the shapes')
+  add(
+    '--which',
+    choices=('teacher', 'student', 'both'),
+    help='network to take; default: both into a directory, else the teacher',
+  )
+  add('--prefix', help='of the keys, where it is none of module. backbone.')
+  for kind, what in (('missing', 'start afresh'), ('unexpected', 'leave out')):
+    add(
+      f'--allow-{kind}',
+      action='append',
+      default=[],
+      metavar='KEY',
+      help=f'{what} this {kind} key, or all that match; may be repeated',
     )
-  if unexpected:
-    raise UserError(
-      f'these variables are not of {arch}: {listed("unexpected", unexpected)}'
-    )
-  for row in table:
-    if isinstance(row, Buffer):
-      for key in list(theirs):
-        numbers = _match(row.of, key)
-        if numbers is not None and _applies(row, numbers, theirs):
-          buffer = row.compute(theirs[key])
-          theirs[row.theirs.format(**numbers)] = buffer
-  return theirs
-
-
-def _table(arch: str):
-  if arch not in TABLES:
-    close = difflib.get_close_matches(arch, TABLES, 1) or TABLES
-    raise UserError(
-      f"no conversion for '{arch}': did you mean {' or '.join(close)}?"
-    )
-  return TABLES[arch]
-
-
-def _match(template: str, key: str) -> dict[str, str] | None:
-  """The numbers that make `template` into `key`."""
-  pattern = re.sub(r'\\{(\w)\\}', r'(?P<\1>\\d+)', re.escape(template))
-  found = re.fullmatch(pattern, key)
-  return found.groupdict() if found else None
-
-
-def _find(table, side: str, key: str, state: Mapping = {}):
-  """The row of a key and its numbers; of theirs, as `state` has it."""
-  for row in table:
-    numbers = _match(getattr(row, side, ''), key)
-    if numbers is not None and _applies(row, numbers, state):
-      return row, numbers
-  return None
-
-
-def _applies(row, numbers: Mapping, state: Mapping) -> bool:
-  beside = getattr(row, 'beside', ())
-  return all(key.format(**numbers) in state for key in beside)
-
-
-def _theirs(table, path: str) -> str:
-  """Their name of one of our variables."""
-  found = _find(table, 'ours', path)
-  return found[0].theirs.format(**found[1]) if found else path
-
-
-def _reorder(value: np.ndarray, axes) -> np.ndarray | None:
-  if axes is None:
-    return value
-  if value.ndim != len(axes):
+  add('--allow-fp16', action='store_true', help='take float16 as float32')
+  add('--help', '-h', action='store_true', help='show this')
+  text = parser.format_help().replace(
+    '  --allow-fp16', '  --model.FIELD=VALUE\n  --allow-fp16'
+  )
+  if '--help' in argv or '-h' in argv:
+    print(text)
     return None
-  return np.ascontiguousarray(value.transpose(axes))
+  args, rest = parser.parse_known_args(argv)
+  args.model = dict(_field(flag) for flag in rest)
+  if args.arch:
+    args.model['name'] = args.arch
+  return args
 
 
-def _reorder_shape(shape: tuple, axes) -> tuple:
-  if axes is None or len(axes) != len(shape):
-    return shape
-  return tuple(shape[a] for a in axes)
+def _field(flag: str) -> tuple[str, object]:
+  """'--model.window=14' -> ('window', 14)."""
+  name, equals, value = flag.partition('=')
+  field = name.removeprefix('--model.')
+  if field == name or not equals or field == 'name':
+    raise UserError(f"what is '{flag}'? Fields look like --model.window=14")
+  try:
+    return field, ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    return field, value
 
 
-def listed(title: str, keys: list[str], most: int = 8) -> str:
-  """`keys` for one line: how many, and the first."""
-  more = f' and {len(keys) - most} more' if len(keys) > most else ''
-  return f'{len(keys)} {title}: {", ".join(keys[:most])}{more}'
+def _read(args, which: str) -> tuple[Weights, list[str]]:
+  """The weights asked for, and what was recognised."""
+  if os.path.isdir(args.source):
+    if not args.out.endswith('.safetensors'):
+      raise UserError(
+        f'{args.source} is a run directory already: give OUT a name that ends '
+        'in .safetensors'
+      )
+    named = [
+      name
+      for name in ('arch', 'prefix', 'allow_missing', 'allow_unexpected')
+      if getattr(args, name)
+    ]
+    if named or args.model or args.allow_fp16:
+      raise UserError(
+        f'{args.source} is a run directory, which says itself what it holds: '
+        'leave the flags but --which out'
+      )
+    weights = weights_lib.from_run(args.source, which)
+    return weights, [f'run directory: {weights.about["model"]["name"]}']
+  file = published.read(args.source, args.prefix)
+  allowed = Allowed(args.allow_missing, args.allow_unexpected, args.allow_fp16)
+  try:
+    weights = weights_lib.from_file(file, which, args.model, allowed)
+  except UserError as e:
+    raise UserError(f'{args.source!r}: {e}') from None
+  return weights, file.notes
 
 
 if __name__ == '__main__':
-  import sys
-
-  from esvit_jax.interop import conversion
-
-  sys.exit(conversion.main(sys.argv[1:]))
+  sys.exit(main(sys.argv[1:]))

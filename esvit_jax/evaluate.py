@@ -13,9 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from esvit_jax import protocols, provenance, workdir
-from esvit_jax.analysis import report
+from esvit_jax import protocols, report, workdir
 from esvit_jax.errors import Stopped, UserError
+from esvit_jax.workdir import provenance
 
 
 def run(config, directory: str = '', out=sys.stdout) -> dict:

@@ -20,25 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from esvit_jax import (
-  data,
-  health,
-  jobs,
-  models,
-  provenance,
-  sharding,
-  summary,
-  workdir,
-)
+from esvit_jax import data, models, report, sharding, workdir
 from esvit_jax import state as state_lib
-from esvit_jax.analysis import report
 from esvit_jax.analysis.pictures import Album, Gallery
-from esvit_jax.checkpoint import Checkpoints, restore_parts
 from esvit_jax.errors import Stopped, UserError
-from esvit_jax.interop import weights as weights_lib
-from esvit_jax.jobs import Job
-from esvit_jax.judge import Judge, headline
-from esvit_jax.metrics import Metrics, Progress, duration
+from esvit_jax.run import jobs, summary
+from esvit_jax.run.evaluation import Judge, headline
+from esvit_jax.run.jobs import Job
+from esvit_jax.weights import networks as weights_lib
+from esvit_jax.workdir import health, provenance
+from esvit_jax.workdir.checkpoint import Checkpoints, restore_parts
+from esvit_jax.workdir.metrics import Metrics, Progress, duration
 
 FRESH = ('head_dense', 'center')  # what a continued run may start anew
 # What a recipe adds to a pre-trained backbone. With relative positions

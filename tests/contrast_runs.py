@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs import sit as sit_recipe
-from esvit_jax import convert, optim, sharding, state
+from esvit_jax import optim, sharding, state
 from esvit_jax.methods import moco, sit
 from esvit_jax.models.positions import moco_table
+from esvit_jax.weights import tables
 
 KEY = jax.random.key(0)
 HORIZON = state.Horizon(1000, 100)
@@ -96,12 +97,12 @@ def load(method, table: str, state_dict: dict) -> dict:
   buffers = {
     key: _buffer(key, shape) for key, shape in _buffers(like, table).items()
   }
-  return convert.from_published(buffers | state_dict, table, like)
+  return tables.from_published(buffers | state_dict, table, like)
 
 
 def _buffers(like, table) -> dict:
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-  arrays = convert.to_published(zeros, table)
+  arrays = tables.to_published(zeros, table)
   return {k: v.shape for k, v in arrays.items() if 'running_' in k}
 
 

@@ -17,8 +17,10 @@ from ml_collections import ConfigDict
 from runs import tiny
 
 import esvit_jax
-from esvit_jax import convert, data, jobs, models, sharding
-from esvit_jax.interop import architecture, export, published, weights
+from esvit_jax import data, models, sharding
+from esvit_jax.run import jobs
+from esvit_jax.weights import architecture, export, published, tables
+from esvit_jax.weights import networks as weights
 
 KEY = jax.random.key(0)
 
@@ -83,7 +85,7 @@ def published_is_met(golden_name: str, name: str, table: str) -> None:
   config = architecture.infer(state, {})
   assert config == {'name': name}
   backbone = models.build({**config, 'drop_path': 0.5})
-  variables = convert.from_published(
+  variables = tables.from_published(
     state, table, models.abstract_variables(backbone)
   )
   params = jax.tree.leaves(variables['params'])
@@ -105,7 +107,7 @@ def published_is_met(golden_name: str, name: str, table: str) -> None:
     error = golden_weights.error(result[key], value)
     assert error < golden_weights.tolerance(entry, key), key
 
-  back = convert.to_published(variables, table)
+  back = tables.to_published(variables, table)
   assert back.keys() == state.keys()
   for key, value in state.items():
     assert (back[key].dtype, back[key].shape) == (value.dtype, value.shape)
@@ -268,7 +270,7 @@ def _crops(batch, keys) -> dict:
 def files_give_equal_features(case: Case, folder) -> None:
   """Published layout -> ours -> safetensors -> ours; all of one mind."""
   backbone, variables = small(case, drop_path=0.1)
-  state = convert.to_published(variables, case.table)
+  state = tables.to_published(variables, case.table)
   path = torch_writer.save(
     folder / 'a.pth',
     {

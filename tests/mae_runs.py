@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from configs import common
-from esvit_jax import convert, models
+from esvit_jax import models
 from esvit_jax.models.mae import MAE
 from esvit_jax.models.positions import mae_table
+from esvit_jax.weights import tables
 
 
 def published(keys, prefix: str = '') -> dict:
@@ -45,7 +46,7 @@ def variables(module: MAE, state: dict, table: str) -> dict:
     lambda key: module.init(key, image('mae_img'), golden_order(), 49),
     jax.random.key(0),
   )
-  return convert.from_published(state, table, like)
+  return tables.from_published(state, table, like)
 
 
 def config(**mae) -> ConfigDict:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from esvit_jax import convert, models
+from esvit_jax import models
 from esvit_jax.analysis import attention
 from esvit_jax.errors import UserError
 from esvit_jax.models import swin
+from esvit_jax.weights import tables
 
 GRID = (14, 14)
 SWIN = {
@@ -40,7 +41,7 @@ def published():
     for k, v in state.items()
     if k.partition('.')[0] not in ('fc_norm', 'head')
   }
-  variables = convert.from_published(
+  variables = tables.from_published(
     state, 'vit', models.abstract_variables(backbone)
   )
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from esvit_jax import augment, crops, photometric
+from esvit_jax.augment import crops, photometric
+from esvit_jax.augment import views as augment
 from esvit_jax.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from esvit_jax import metrics, train
+from esvit_jax import train
 from esvit_jax.errors import UserError
+from esvit_jax.workdir import metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 BASE = '--config=configs/quickstart.py:debug'
@@ -176,7 +177,7 @@ def test_tensorboard_without_tensorflow(tmp_path, monkeypatch):
 
 def test_out_of_memory_seen_by_the_compiler(tmp_path, monkeypatch):
   """Refused after the directory was claimed, which is then given back."""
-  from esvit_jax import jobs
+  from esvit_jax.run import jobs
 
   monkeypatch.setattr(
     jobs, 'compile_step', lambda job: jobs.refuse_if_over(2**60, 'a step needs')

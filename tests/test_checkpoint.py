@@ -11,10 +11,11 @@ import optax
 import pytest
 
 from configs import quickstart
-from esvit_jax import jobs, sharding, train
-from esvit_jax.checkpoint import Checkpoints, restore_parts
+from esvit_jax import sharding, train
 from esvit_jax.errors import UserError
+from esvit_jax.run import jobs
 from esvit_jax.state import TrainState
+from esvit_jax.workdir.checkpoint import Checkpoints, restore_parts
 
 TX = optax.adam(1e-3)
 

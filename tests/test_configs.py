@@ -11,8 +11,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common, dino, esvit
-from esvit_jax import jobs, limits, models, sharding, workdir
+from esvit_jax import models, sharding, workdir
 from esvit_jax.errors import UserError
+from esvit_jax.run import jobs, limits
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted(

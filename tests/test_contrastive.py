@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from esvit_jax import contrastive, sharding
+from esvit_jax import sharding
+from esvit_jax.losses import contrastive
 
 
 def vectors(*names, rows=16):

@@ -22,24 +22,13 @@ import torch_writer as writer
 
 import esvit_jax
 from configs import quickstart
-from esvit_jax import (
-  checkpoint,
-  convert,
-  jobs,
-  models,
-  sharding,
-  train,
-  workdir,
-)
+from esvit_jax import convert, models, sharding, train, workdir
 from esvit_jax.errors import UserError
-from esvit_jax.interop import (
-  architecture,
-  certificate,
-  conversion,
-  published,
-  weights,
-)
 from esvit_jax.models.heads import DINOHead
+from esvit_jax.run import jobs
+from esvit_jax.weights import architecture, certificate, published, tables
+from esvit_jax.weights import networks as weights
+from esvit_jax.workdir import checkpoint
 
 VIT = {'dim': 24, 'depth': 2, 'heads': 3, 'patch': 8, 'image_size': 32}
 HEADS = '--model.heads=3'
@@ -53,7 +42,7 @@ def head(width: int, seed: int = 0, use_bn: bool = False) -> dict:
   shapes = jax.eval_shape(module.init, jax.random.key(0), x)
   variables = golden_weights.random_variables(shapes, seed)
   table = 'dino_head_bn' if use_bn else 'dino_head'
-  return convert.to_published(variables, table)
+  return tables.to_published(variables, table)
 
 
 def with_heads(backbone: dict, width: int, seed: int = 0) -> dict:
@@ -75,7 +64,7 @@ def swin() -> dict:
 def vit() -> dict:
   module = models.build({'name': 'vit', **VIT})
   shapes = models.abstract_variables(module)
-  return convert.to_published(golden_weights.random_variables(shapes), 'vit')
+  return tables.to_published(golden_weights.random_variables(shapes), 'vit')
 
 
 def tensors(arrays: dict, prefix: str = '') -> dict:
@@ -91,7 +80,7 @@ def centres() -> dict:
 
 
 def run(*args) -> int:
-  return conversion.main([os.fspath(arg) for arg in args])
+  return convert.main([os.fspath(arg) for arg in args])
 
 
 def same(a, b) -> None:
@@ -330,7 +319,7 @@ def test_named_and_own_networks_are_told_by_their_shapes(name, fields):
   module = models.build({'name': name, **fields})
   shapes = models.abstract_variables(module)
   variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-  state = convert.to_published(variables, architecture.family(module))
+  state = tables.to_published(variables, architecture.family(module))
   config = architecture.infer(state, {})
   assert config['name'] == name
   found = models.build({**config, 'drop_path': 0.0})

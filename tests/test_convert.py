@@ -5,9 +5,10 @@ import jax
 import numpy as np
 import pytest
 
-from esvit_jax import convert, models
+from esvit_jax import models
 from esvit_jax.errors import UserError
 from esvit_jax.models.heads import DINOHead
+from esvit_jax.weights import tables
 
 BACKBONES = {
   'backbone_swin_small24_w7': {
@@ -53,11 +54,11 @@ CASES = {
 @pytest.mark.parametrize('case', CASES)
 def test_there_and_back_is_byte_equal(case):
   state, arch, like = CASES[case]()
-  variables = convert.from_published(state, arch, like)
+  variables = tables.from_published(state, arch, like)
   assert jax.tree.map(lambda x: x.shape, variables) == jax.tree.map(
     lambda x: x.shape, like
   )
-  back = convert.to_published(variables, arch)
+  back = tables.to_published(variables, arch)
   assert back.keys() == state.keys()
   for key, value in state.items():
     assert back[key].dtype == value.dtype and back[key].shape == value.shape
@@ -68,7 +69,7 @@ def test_there_and_back_is_byte_equal(case):
 def test_a_fresh_network_has_a_published_name_for_all_it_has(case):
   state, arch, like = CASES[case]()
   fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-  assert convert.to_published(fresh, arch).keys() == state.keys()
+  assert tables.to_published(fresh, arch).keys() == state.keys()
 
 
 def spoilt(change) -> str:
@@ -76,7 +77,7 @@ def spoilt(change) -> str:
   state, arch, like = CASES['swin']()
   change(state)
   with pytest.raises(UserError) as error:
-    convert.from_published(state, arch, like)
+    tables.from_published(state, arch, like)
   text = str(error.value)
   assert '\n' not in text
   return text
@@ -126,6 +127,6 @@ def test_long_lists_are_cut():
 
 def test_unknown_architectures_and_variables():
   with pytest.raises(UserError, match='did you mean swin'):
-    convert.from_published({}, 'swim', {})
+    tables.from_published({}, 'swim', {})
   with pytest.raises(UserError, match='1 unexpected: params/spam'):
-    convert.to_published({'params': {'spam': np.zeros(1)}}, 'swin')
+    tables.to_published({'params': {'spam': np.zeros(1)}}, 'swin')

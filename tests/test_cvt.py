@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from esvit_jax import convert, models
+from esvit_jax import models
 from esvit_jax.errors import UserError
-from esvit_jax.interop import architecture
 from esvit_jax.models import cvt
+from esvit_jax.weights import architecture, tables
 
 CASE = conv_laws.Case(
   {
@@ -146,7 +146,7 @@ def test_pads_count_and_are_seen():
 
 def test_heads_are_asked_for():
   _, variables = conv_laws.small(CASE)
-  state = convert.to_published(variables, 'cvt')
+  state = tables.to_published(variables, 'cvt')
   with pytest.raises(UserError, match='how many heads') as error:
     architecture.infer(state, {})
   assert '--model.heads=1,1' in str(error.value)

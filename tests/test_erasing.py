@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from esvit_jax import erasing
+from esvit_jax.augment import erasing
 
 SIDE = 224
 keys = jax.random.split(jax.random.key(0), 1000)

@@ -11,10 +11,12 @@ import optax
 import pytest
 
 from configs import common
-from esvit_jax import convert, optim, prototypes
+from esvit_jax import optim
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
+from esvit_jax.losses import prototypes
 from esvit_jax.methods import esvit
+from esvit_jax.weights import tables
 
 KEY = jax.random.key(0)
 # Part of our network -> prefix of its published keys, its conversion table.
@@ -44,7 +46,7 @@ def to_published(params) -> dict[str, np.ndarray]:
   return {
     prefix + key: value
     for part, (prefix, arch) in PARTS.items()
-    for key, value in convert.to_published(
+    for key, value in tables.to_published(
       {'params': params[part]}, arch
     ).items()
   }
@@ -61,9 +63,9 @@ def published_params(method, prefix: str = '') -> dict:
   params = {}
   for part, (start, arch) in PARTS.items():
     like = {'params': zeros[part]}
-    own = {start + k: k for k in convert.to_published(like, arch)}
+    own = {start + k: k for k in tables.to_published(like, arch)}
     state_dict = {k: filled[name] for name, k in own.items()}
-    params |= {part: convert.from_published(state_dict, arch, like)['params']}
+    params |= {part: tables.from_published(state_dict, arch, like)['params']}
   return params
 
 

@@ -14,10 +14,10 @@ from configs.eval import finetune as configs
 from esvit_jax import models, optim, sharding, train
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
-from esvit_jax.interop import export
-from esvit_jax.interop.weights import Weights
 from esvit_jax.methods import finetune
 from esvit_jax.protocols.finetune import resolved
+from esvit_jax.weights import export
+from esvit_jax.weights.networks import Weights
 
 B, CLASSES = 16, 5
 HORIZON = state_lib.Horizon(40, 4)

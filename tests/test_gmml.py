@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from esvit_jax import gmml, sharding
+from esvit_jax import sharding
+from esvit_jax.augment import group_masking as gmml
 from esvit_jax.errors import UserError
 
 KEY = jax.random.key(0)

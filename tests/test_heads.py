@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from esvit_jax import convert
 from esvit_jax.errors import UserError
 from esvit_jax.models.heads import DINOHead
+from esvit_jax.weights import tables
 
 KEY = jax.random.key(0)
 
@@ -22,7 +22,7 @@ def published(use_bn: bool):
   }
   x = jnp.asarray(golden_weights.normal('head_x', (5, entry['in_dim'])))
   head = DINOHead(entry['out_dim'], norm_last_layer=False, use_bn=use_bn)
-  variables = convert.from_published(
+  variables = tables.from_published(
     golden_weights.weights(keys),
     'dino_head_bn' if use_bn else 'dino_head',
     jax.eval_shape(head.init, KEY, x),

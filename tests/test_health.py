@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from esvit_jax import health
+from esvit_jax.workdir import health
 
 K = 256
 CHANCE = math.log(K)

@@ -12,7 +12,9 @@ import pytest
 from ml_collections import ConfigDict
 from runs import STEPS, tiny
 
-from esvit_jax import data, jobs, metrics, sharding
+from esvit_jax import data, sharding
+from esvit_jax.run import jobs
+from esvit_jax.workdir import metrics
 
 
 def compiled(config, mesh):

@@ -8,10 +8,11 @@ import torch_writer as writer
 
 from configs import mae_lite, moco, sit
 from configs.eval import finetune
-from esvit_jax import convert, methods, models
+from esvit_jax import methods, models
 from esvit_jax.errors import UserError
-from esvit_jax.interop import published, weights
 from esvit_jax.state import Horizon
+from esvit_jax.weights import networks as weights
+from esvit_jax.weights import published, tables
 
 
 def network(config, **given) -> dict:
@@ -69,7 +70,7 @@ def saved(folder, arrays, prefix, key='model', more=None):
 @pytest.mark.parametrize('prefix', ['', 'module.model.'])
 def test_a_file_comes_back_byte_for_byte(tmp_path, kind, prefix):
   variables = CASES[kind]()
-  arrays = convert.to_published(variables, kind)
+  arrays = tables.to_published(variables, kind)
   path = saved(tmp_path, arrays, prefix)
   file = published.read(str(path), None)
   found = weights.from_file(file, config={'heads': 2})
@@ -90,7 +91,7 @@ def test_distilled_students_leave_their_teacher(tmp_path):
   """D-MAE's file: module.model.*, module.tch_model.*, module.attn_adapter.*"""
   config = mae(checkpoint='x')
   variables = network(config, teacher=teacher(config))
-  arrays = convert.to_published(variables, 'mae')
+  arrays = tables.to_published(variables, 'mae')
   state = {
     f'module.{"" if k.startswith("attn_adapter") else "model."}{k}': v
     for k, v in arrays.items()
@@ -110,7 +111,7 @@ def test_frozen_tables_tell_whose_network_it_is(tmp_path):
   variables = jax.jit(module.init)(
     jax.random.key(0), (np.zeros((1, 1, 32, 32, 3), 'float32'),)
   )
-  arrays = convert.to_published(jax.device_get(variables), 'vit')
+  arrays = tables.to_published(jax.device_get(variables), 'vit')
   path = saved(tmp_path, arrays, '')
   found = weights.from_file(published.read(str(path), None))
   about = found.about['model']
@@ -122,7 +123,7 @@ def test_frozen_tables_tell_whose_network_it_is(tmp_path):
 
 
 def test_a_strange_key_of_a_decoder_is_told(tmp_path):
-  arrays = convert.to_published(CASES['mae'](), 'mae')
+  arrays = tables.to_published(CASES['mae'](), 'mae')
   arrays['decoder_extra.weight'] = np.zeros((2, 2), np.float32)
   path = saved(tmp_path, arrays, '')
   with pytest.raises(UserError, match='decoder_extra'):

@@ -11,11 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from esvit_jax import convert, models, optim, sharding, state
+from esvit_jax import models, optim, sharding, state
 from esvit_jax.errors import UserError
 from esvit_jax.methods import mae as method
 from esvit_jax.models import mae
 from esvit_jax.models.vit import ViT
+from esvit_jax.weights import tables
 
 KEY = jax.random.key(0)
 HORIZON = state.Horizon(100, 10)
@@ -69,7 +70,7 @@ def at_start():
 
 
 def check_gradients(golden, names, grads, table, key='grad_norm'):
-  theirs = convert.to_published({'params': grads}, table)
+  theirs = tables.to_published({'params': grads}, table)
   for name, norm in zip(names, golden[key], strict=True):
     found = theirs[name]
     np.testing.assert_allclose(
@@ -104,7 +105,7 @@ def test_published_losses_and_gradients():
     found = jax.tree.map(lambda g, i=i: g[i], grads)
     check_gradients(golden, entry['grad_names'], found, 'mae', key)
   normed = jax.tree.map(lambda g: g[0], grads)
-  theirs = convert.to_published({'params': normed}, 'mae')
+  theirs = tables.to_published({'params': normed}, 'mae')
   for name, first in zip(entry['grad_names'], golden['grad_first8']):
     np.testing.assert_allclose(
       theirs[name].reshape(-1)[:8],
@@ -149,7 +150,7 @@ def teacher():
   module = ViT(256, 12, 8, positions='mae', pool='mean')
   like = models.abstract_variables(module)
   weights = mae_runs.published(entry['keys'], 'tch_model.')
-  return module, convert.from_published(weights, 'vit', like)
+  return module, tables.from_published(weights, 'vit', like)
 
 
 def student(more=(), table='mae', **fields):
@@ -550,11 +551,11 @@ def test_there_and_back_is_byte_equal(table):
     teacher_dim=8,
   )
   variables = random_variables(network)
-  state_dict = convert.to_published(variables, table)
+  state_dict = tables.to_published(variables, table)
   tail = [key for key in state_dict if key.startswith('blocks.12.')]
   assert len(tail) == (4 if table == 'd2mae' else 0)
   assert state_dict['attn_adapter.adapter11.weight'].shape == (3, 4, 1, 1)
-  again = convert.from_published(state_dict, table, variables)
+  again = tables.from_published(state_dict, table, variables)
   jax.tree.map(np.testing.assert_array_equal, variables, again)
 
 

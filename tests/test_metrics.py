@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from esvit_jax import metrics
 from esvit_jax.errors import UserError
-from esvit_jax.metrics import Metrics, Progress
+from esvit_jax.workdir import metrics
+from esvit_jax.workdir.metrics import Metrics, Progress
 
 
 def lines(directory):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from esvit_jax import mixing
+from esvit_jax.augment import mixing
 
 B, SIDE, CLASSES = 6, 16, 5
 LABELS = jnp.asarray([0, 3, 2, 2, 4, 1])

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from esvit_jax import contrastive, convert, state
+from esvit_jax import state
 from esvit_jax.errors import UserError
+from esvit_jax.losses import contrastive
 from esvit_jax.methods import moco
 from esvit_jax.models.positions import moco_table
+from esvit_jax.weights import tables
 
 KEY = contrast_runs.KEY
 
@@ -65,7 +67,7 @@ def test_published_momentum():
 def test_published_loss_and_gradients():
   golden, entry, _, _, grads, loss = published()
   np.testing.assert_allclose(loss.value, golden['loss'], rtol=1e-5)
-  theirs = convert.to_published({'params': grads}, 'moco')
+  theirs = tables.to_published({'params': grads}, 'moco')
   names = [name.removeprefix('base_encoder.') for name in entry['grad_names']]
   contrast_runs.check_gradients(golden, names, theirs, {'norm.bias'})
   # The position table learns nothing: see configs, `optim.frozen`.
@@ -177,10 +179,10 @@ def test_there_and_back_is_byte_equal():
   method = contrast_runs.build(contrast_runs.tiny('moco'))
   whole, _ = contrast_runs.start(method)
   variables = {'params': whole.params, 'batch_stats': whole.extra['student']}
-  theirs = convert.to_published(variables, 'moco')
+  theirs = tables.to_published(variables, 'moco')
   assert theirs['head.6.weight'].shape == (8, 24)
   assert theirs['predictor.4.running_var'].shape == (8,)
-  again = convert.from_published(theirs, 'moco', variables)
+  again = tables.from_published(theirs, 'moco', variables)
   jax.tree.map(np.testing.assert_array_equal, variables, again)
 
 

@@ -16,8 +16,8 @@ from configs import common
 from configs.eval import finetune
 from esvit_jax import models, optim
 from esvit_jax.errors import UserError
-from esvit_jax.interop import layouts
 from esvit_jax.models.classifier import Classifier
+from esvit_jax.weights import layouts
 
 GOLDEN = Path(__file__).parent / 'goldens/esvit/schedules.npz'
 STEPS, WAIT = 6, 2

@@ -20,10 +20,11 @@ from configs.eval import (
   probe,
   transfer,
 )
-from esvit_jax import bench, evaluate, metrics, train
+from esvit_jax import bench, evaluate, train
 from esvit_jax.analysis import pictures
 from esvit_jax.errors import UserError
 from esvit_jax.protocols import suites
+from esvit_jax.workdir import metrics
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +84,8 @@ def test_student_and_teacher_differ(run_dir, tmp_path):
 
 
 def test_exported_weights_are_judged_alike(run_dir, tmp_path):
-  from esvit_jax.interop import export, weights
+  from esvit_jax.weights import export
+  from esvit_jax.weights import networks as weights
 
   file = str(tmp_path / 'net.safetensors')
   export.save(file, weights.load(run_dir, 'teacher'))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from esvit_jax import prototypes
 from esvit_jax.errors import UserError
+from esvit_jax.losses import prototypes
 
 GOLDEN = Path(__file__).parent / 'goldens/esvit/losses_synthetic.npz'
 VIEWS = (16, 16, 4, 4, 4)  # regions per view of the golden

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from esvit_jax import augment, randaugment
+from esvit_jax import augment
+from esvit_jax.augment import randaugment
 from esvit_jax.errors import UserError
 
 MEAN = (0.485, 0.456, 0.406)

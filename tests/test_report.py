@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from esvit_jax.analysis import charts, comparison, curves, records, report
-from esvit_jax.analysis.charts import Series
-from esvit_jax.analysis.markup import element, table
+from esvit_jax import report
 from esvit_jax.errors import UserError
+from esvit_jax.report import charts, comparison, curves, records
+from esvit_jax.report.charts import Series
+from esvit_jax.report.markup import element, table
 
 VOID = {'meta', 'img', 'path', 'line', 'circle'}
 EVIL = '<script>alert("1")</script>&\'<img src=x onerror=y>'
@@ -289,7 +290,7 @@ def test_long_runs_are_small_pages(tmp_path):
 
 def test_a_page_is_built_without_jax(run):
   code = (
-    'import sys; from esvit_jax.analysis import report\n'
+    'import sys; from esvit_jax import report\n'
     f'report.build([{str(run)!r}])\n'
     "print({'jax', 'matplotlib', 'PIL'} & set(sys.modules))"
   )
@@ -682,7 +683,7 @@ def test_like_numbers_of_a_column_have_like_decimals():
 
 def colors() -> list[dict]:
   """The variables of report.css: light, then dark."""
-  text = (resources.files('esvit_jax.analysis') / 'report.css').read_text()
+  text = (resources.files('esvit_jax.report') / 'report.css').read_text()
   blocks = re.findall(r':root \{(.*?)\}', text, re.DOTALL)
   found = [dict(re.findall(r'--(\w+): (#\w{6});', x)) for x in blocks]
   assert len(found) == 2 and '(prefers-color-scheme: dark)' in text

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from esvit_jax import convert, models
+from esvit_jax import models
 from esvit_jax.analysis import representation
 from esvit_jax.errors import UserError
 from esvit_jax.models.layers import layer_norm
+from esvit_jax.weights import tables
 
 ALL = np.ones(8, bool)
 
@@ -49,7 +50,7 @@ def published():
       'scale': state.pop('fc_norm.weight'),
       'bias': state.pop('fc_norm.bias'),
     }
-    variables = convert.from_published(
+    variables = tables.from_published(
       state, 'vit', models.abstract_variables(backbone)
     )
     found[model] = [

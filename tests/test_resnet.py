@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from esvit_jax import convert, models
+from esvit_jax import models
 from esvit_jax.errors import UserError
-from esvit_jax.interop import architecture
+from esvit_jax.weights import architecture, tables
 
 CASE = conv_laws.Case(
   {'name': 'resnet', 'depths': (2, 1), 'width': 8},
@@ -74,7 +74,7 @@ def test_any_size_goes(side):
 
 def test_other_networks_are_refused_or_told():
   _, variables = conv_laws.small(CASE)
-  state = convert.to_published(variables, 'resnet')
+  state = tables.to_published(variables, 'resnet')
   assert architecture.infer(state, {}) == CASE.small
   basic = {k: v for k, v in state.items() if 'conv3' not in k}
   with pytest.raises(UserError, match='only those of bottlenecks'):

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from runs import STEPS, Interrupt, tiny
 
-from esvit_jax import metrics, train
+from esvit_jax import train
+from esvit_jax.workdir import metrics
 
 
 def test_resumed_is_uninterrupted(tmp_path):

@@ -12,10 +12,13 @@ import numpy as np
 import optax
 import pytest
 
-from esvit_jax import contrastive, convert, gmml, models, optim, sharding, state
+from esvit_jax import models, optim, sharding, state
+from esvit_jax.augment import group_masking as gmml
 from esvit_jax.errors import UserError
+from esvit_jax.losses import contrastive
 from esvit_jax.methods import moco, sit
 from esvit_jax.models import projector
+from esvit_jax.weights import tables
 
 KEY = contrast_runs.KEY
 CLOSE = {'rtol': 1e-4, 'atol': 1e-5}
@@ -88,7 +91,7 @@ def published():
 
 
 def theirs(tree) -> dict:
-  return convert.to_published({'params': tree}, 'sit')
+  return tables.to_published({'params': tree}, 'sit')
 
 
 def by_view(x) -> np.ndarray:
@@ -384,10 +387,10 @@ def test_there_and_back_is_byte_equal(side):
   method = contrast_runs.build(contrast_runs.tiny('sit'))
   whole, _ = contrast_runs.start(method)
   variables = {'params': whole.params, 'batch_stats': whole.extra['student']}
-  arrays = convert.to_published(variables, 'sit')
+  arrays = tables.to_published(variables, 'sit')
   assert arrays['head_recons.convTrans.weight'].shape == (16, 1, 4, 4)
   assert arrays['head.mlp.6.weight'].shape == (8, 24)
-  again = convert.from_published(arrays, 'sit', variables)
+  again = tables.from_published(arrays, 'sit', variables)
   jax.tree.map(np.testing.assert_array_equal, variables, again)
 
 

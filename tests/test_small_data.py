@@ -6,9 +6,10 @@ import pytest
 from runs import Interrupt
 
 from configs.eval import small_data as configs
-from esvit_jax import evaluate, metrics
+from esvit_jax import evaluate
 from esvit_jax.errors import UserError
 from esvit_jax.protocols import small_data, suites
+from esvit_jax.workdir import metrics
 
 
 def test_both_stages_have_one_set_and_one_seed():

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from esvit_jax import convert, models
+from esvit_jax import models
 from esvit_jax.errors import UserError
 from esvit_jax.models import swin
+from esvit_jax.weights import tables
 
 KEY = jax.random.key(0)
 SWIN_24 = {
@@ -49,7 +50,7 @@ def published(golden_name: str, **config):
   """All the sizes of a golden in one packed forward."""
   golden, entry = golden_weights.load(golden_name)
   backbone = models.build(config)
-  variables = convert.from_published(
+  variables = tables.from_published(
     golden_weights.weights(entry['state_dict']),
     'swin',
     models.abstract_variables(backbone),

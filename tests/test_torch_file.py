@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch_writer as writer
 
-from esvit_jax.interop.torch_file import read
+from esvit_jax.weights.torch.file import read
 
 
 @pytest.fixture

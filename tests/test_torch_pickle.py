@@ -16,8 +16,10 @@ import pytest
 import torch_writer as writer
 
 from esvit_jax.errors import UserError
-from esvit_jax.interop import torch_array, torch_file, torch_pickle
-from esvit_jax.interop.torch_file import read
+from esvit_jax.weights.torch import array as torch_array
+from esvit_jax.weights.torch import file as torch_file
+from esvit_jax.weights.torch import pickle as torch_pickle
+from esvit_jax.weights.torch.file import read
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ _HOSTILE = [
   'argparse FileType',
   'functools partial',
   'models.swin SwinTransformer',
-  'esvit_jax.interop.torch_file read',
+  'esvit_jax.weights.torch.file read',
 ]
 
 

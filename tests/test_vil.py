@@ -13,11 +13,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from runs import tiny
 
 import esvit_jax
-from esvit_jax import convert, data, jobs, models, sharding
+from esvit_jax import data, models, sharding
 from esvit_jax.errors import UserError
-from esvit_jax.interop import architecture, export
-from esvit_jax.interop.weights import Weights
 from esvit_jax.models import chunks, longformer
+from esvit_jax.run import jobs
+from esvit_jax.weights import architecture, export, tables
+from esvit_jax.weights.networks import Weights
 
 KEY = jax.random.key(0)
 # All kinds of stages; maps of 10, 5 and 2 tokens at the reference size.
@@ -44,7 +45,7 @@ def published(**changes):
   backbone = models.build({'name': 'vil_2262', 'drop_path': 0.0, **changes})
   state = golden_weights.weights(entry['state_dict'])
   like = models.abstract_variables(backbone)
-  variables = convert.from_published(state, 'vil', like)
+  variables = tables.from_published(state, 'vil', like)
   groups = tuple(golden_weights.images(*x) for x in entry['inputs'].items())
   return golden, entry, backbone, variables, groups
 
@@ -110,7 +111,7 @@ def test_published_size():
 def test_there_and_back_is_byte_equal():
   _, entry, _, variables, _ = published()
   state = golden_weights.weights(entry['state_dict'])
-  back = convert.to_published(variables, 'vil')
+  back = tables.to_published(variables, 'vil')
   assert back.keys() == state.keys()
   for key, value in state.items():
     assert back[key].dtype == value.dtype and back[key].shape == value.shape
@@ -129,20 +130,20 @@ def test_there_and_back_is_byte_equal():
 )
 def test_what_their_files_hold_twice_has_to_agree(key):
   backbone, variables = small()
-  state = convert.to_published(variables, 'vil')
+  state = tables.to_published(variables, 'vil')
   like = models.abstract_variables(backbone)
-  convert.from_published(state, 'vil', like)
+  tables.from_published(state, 'vil', like)
   state[key] = state[key] + 1
   with pytest.raises(UserError, match=rf'1 different: {key} \(values\)'):
-    convert.from_published(state, 'vil', like)
+    tables.from_published(state, 'vil', like)
 
 
 def test_second_names_are_those_of_the_published_code():
-  state = convert.to_published(small()[1], 'vil')
+  state = tables.to_published(small()[1], 'vil')
   shared = {key.split('.attn.')[0] for key in state if '_global.' in key}
   assert shared == {'layer1.1'}  # none in full attention
   _, alone = small(global_tokens=(0, 1, 0))
-  state = convert.to_published(alone, 'vil')
+  state = tables.to_published(alone, 'vil')
   assert not [key for key in state if '_global.' in key]
 
 
@@ -159,7 +160,7 @@ def test_architectures_are_told_by_their_shapes(config):
   module = models.build({**config, 'drop_path': 0.0})
   shapes = models.abstract_variables(module)
   variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-  state = convert.to_published(variables, architecture.family(module))
+  state = tables.to_published(variables, architecture.family(module))
   found = architecture.infer(state, {})
   assert found['name'] == config['name']
   found = models.build({**found, 'drop_path': 0.0})

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from esvit_jax import convert, models
+from esvit_jax import models
 from esvit_jax.errors import UserError
+from esvit_jax.weights import tables
 
 KEY = jax.random.key(0)
 SMALL = {
@@ -26,7 +27,7 @@ SMALL = {
 def test_published_features():
   golden, entry = golden_weights.load('backbone_deit_tiny_p16')
   backbone = models.build({'name': 'deit_tiny'})
-  variables = convert.from_published(
+  variables = tables.from_published(
     golden_weights.weights(entry['state_dict']),
     'vit',
     models.abstract_variables(backbone),

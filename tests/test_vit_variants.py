@@ -10,11 +10,12 @@ import mae_runs
 import numpy as np
 import pytest
 
-from esvit_jax import convert, models
+from esvit_jax import models
 from esvit_jax.errors import UserError
 from esvit_jax.models import vit
 from esvit_jax.models.classifier import Classifier
 from esvit_jax.models.positions import mae_table, moco_table
+from esvit_jax.weights import tables
 
 KEY = jax.random.key(0)
 SMALL = {'name': 'vit', 'dim': 16, 'depth': 2, 'heads': 2, 'patch': 4} | {
@@ -46,7 +47,7 @@ def published(name: str):
     {'name': 'mae_tiny', 'final_norm': False, **GOLDENS[name]}
   )
   module = Classifier(backbone, 1000)
-  variables = convert.from_published(
+  variables = tables.from_published(
     golden_mae_sit.weights(keys), 'vit_classifier', shapes(module)
   )
   return golden, entry, module, variables
@@ -68,7 +69,7 @@ def test_published_classifiers(name):
   )
   np.testing.assert_allclose(logits, golden['logits'], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(value, golden['soft_ce'], rtol=1e-5)
-  theirs = convert.to_published({'params': grads}, 'vit_classifier')
+  theirs = tables.to_published({'params': grads}, 'vit_classifier')
   for i, key in enumerate(entry['grad_names']):
     norm = np.linalg.norm(theirs[key])
     np.testing.assert_allclose(
@@ -94,7 +95,7 @@ def test_published_index_of_relative_positions():
 def test_there_and_back_is_byte_equal(name):
   _, entry, _, variables = published(name)
   state = golden_mae_sit.weights(entry['keys'])
-  back = convert.to_published(variables, 'vit_classifier')
+  back = tables.to_published(variables, 'vit_classifier')
   for key, _, kind in entry['keys']:
     if kind == 'buffer_default':
       np.testing.assert_array_equal(back[key], vit.relative_position_index(14))

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from esvit_jax.errors import UserError
-from esvit_jax.interop.torch_file import read
+from esvit_jax.weights.torch.file import read
 
 KINDS = {
   'f2': 'HalfStorage',

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from esvit_jax import health
 from esvit_jax.analysis import plots
 from esvit_jax.errors import UserError
+from esvit_jax.workdir import health
 
 CHUNK = 1024  # queries that are compared at a time
 RANK_IMAGES = 512  # the effective rank is read off this many

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from esvit_jax import augment, models, optim, prototypes
+from esvit_jax import augment, models, optim
 from esvit_jax.errors import UserError
+from esvit_jax.losses import prototypes
 from esvit_jax.models.heads import DINOHead
 from esvit_jax.models.layers import Features
 from esvit_jax.state import Horizon, Loss, Method

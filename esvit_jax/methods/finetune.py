@@ -12,8 +12,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from esvit_jax import augment, erasing, mixing, models
+from esvit_jax import augment, models
 from esvit_jax import state as state_lib
+from esvit_jax.augment import erasing, mixing
 from esvit_jax.errors import UserError
 from esvit_jax.models.classifier import Classifier
 from esvit_jax.models.layers import Features

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from esvit_jax import augment, contrastive, gmml, models, optim
+from esvit_jax import augment, models, optim
+from esvit_jax.augment import group_masking as gmml
 from esvit_jax.errors import UserError
+from esvit_jax.losses import contrastive
 from esvit_jax.methods.moco import features_of, forward, two_views
 from esvit_jax.models import projector
 from esvit_jax.models.layers import Features, linear_init

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from esvit_jax import augment
 from esvit_jax.analysis import correspondence, plots
-from esvit_jax.interop import weights as weights_lib
 from esvit_jax.protocols.subject import Result, prepare
+from esvit_jax.weights import networks as weights_lib
 
 
 def run(config, directory: str, out) -> Result:

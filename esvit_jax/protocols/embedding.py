@@ -7,8 +7,8 @@ import numpy as np
 
 from esvit_jax import data, evals
 from esvit_jax.analysis import pictures
-from esvit_jax.interop import weights as weights_lib
 from esvit_jax.protocols.subject import Result, prepare
+from esvit_jax.weights import networks as weights_lib
 
 
 def run(config, directory: str, out) -> Result:

@@ -2,10 +2,11 @@
 
 import os
 
-from esvit_jax import metrics, train
+from esvit_jax import train
 from esvit_jax.errors import UserError
-from esvit_jax.interop import weights as weights_lib
 from esvit_jax.protocols.subject import Result, fill_data
+from esvit_jax.weights import networks as weights_lib
+from esvit_jax.workdir import metrics
 
 # Of the recipe: how to train the checkpoint's model, and what to add to it.
 KEPT = ('drop_path', 'dtype', 'remat', 'init_scale')

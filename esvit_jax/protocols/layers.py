@@ -12,9 +12,9 @@ import numpy as np
 
 from esvit_jax.analysis import attention, representation
 from esvit_jax.errors import UserError
-from esvit_jax.interop import architecture
-from esvit_jax.interop import weights as weights_lib
 from esvit_jax.protocols.subject import Result, Subject, prepare
+from esvit_jax.weights import architecture
+from esvit_jax.weights import networks as weights_lib
 
 
 def run(config, directory: str, out) -> Result:

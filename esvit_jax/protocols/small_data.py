@@ -11,8 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from esvit_jax import train
-from esvit_jax.analysis import report
+from esvit_jax import report, train
 from esvit_jax.errors import UserError
 from esvit_jax.protocols import finetune, suites
 from esvit_jax.protocols.subject import Result

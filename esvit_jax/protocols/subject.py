@@ -10,8 +10,8 @@ import numpy as np
 
 from esvit_jax import data, evals, sharding
 from esvit_jax.errors import UserError
-from esvit_jax.interop import weights as weights_lib
 from esvit_jax.models.layers import Features
+from esvit_jax.weights import networks as weights_lib
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 OPEN = {'source': '', 'data_dir': '', 'canvas': -1, 'mean': (), 'std': ()}

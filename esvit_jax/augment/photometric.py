@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from esvit_jax import crops
+from esvit_jax.augment import crops
 
 
 def luma(image: jax.Array) -> jax.Array:

@@ -15,13 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from esvit_jax import checkpoint
 from esvit_jax.errors import UserError
-from esvit_jax.interop import weights as weights_lib
-from esvit_jax.interop.published import FORMAT
-from esvit_jax.interop.weights import Weights
 from esvit_jax.state import TrainState
-from esvit_jax.workdir import write_json
+from esvit_jax.weights import networks as weights_lib
+from esvit_jax.weights.networks import Weights
+from esvit_jax.weights.published import FORMAT
+from esvit_jax.workdir import checkpoint, write_json
 
 
 def load(path: str, which: str = 'auto'):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from esvit_jax import crops, photometric, randaugment
+from esvit_jax.augment import crops, photometric, randaugment
 from esvit_jax.errors import UserError
 
 Pair = tuple[float, float]

@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from esvit_jax import health
 from esvit_jax.errors import UserError
+from esvit_jax.workdir import health
 
 WHO = {
   'teacher': 'teacher',

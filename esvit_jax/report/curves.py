@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from esvit_jax.analysis import charts, records
-from esvit_jax.analysis.charts import Series
-from esvit_jax.analysis.markup import Markup, element, join, table
 from esvit_jax.analysis.plots import PANELS
-from esvit_jax.analysis.records import Record
+from esvit_jax.report import charts, records
+from esvit_jax.report.charts import Series
+from esvit_jax.report.markup import Markup, element, join, table
+from esvit_jax.report.records import Record
 
 QUIET = {'step', 'train/epoch', 'train/skipped'}
 BASELINES = ('random_init', 'raw_pixels')  # drawn across the others' panel

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from esvit_jax import data, limits, methods, optim, sharding
+from esvit_jax import data, methods, optim, sharding
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
-from esvit_jax.interop import weights as weights_lib
-from esvit_jax.metrics import tensorboard_writers
+from esvit_jax.run import limits
+from esvit_jax.weights import networks as weights_lib
+from esvit_jax.workdir.metrics import tensorboard_writers
 
 
 class Job(NamedTuple):

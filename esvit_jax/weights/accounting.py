@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from esvit_jax import convert
 from esvit_jax.errors import UserError
-from esvit_jax.interop.published import Arrays
+from esvit_jax.weights import tables
+from esvit_jax.weights.published import Arrays
 
 
 class Allowed(NamedTuple):
@@ -49,11 +49,11 @@ def leave_out(others: Arrays, allowed: Allowed, notes: list[str]) -> set[str]:
   rest = [k for k in others if not _match(k, allowed.unexpected, used)]
   if rest:
     raise UserError(
-      f'{convert.listed("unexpected", rest)}: --allow-unexpected=KEY leaves '
+      f'{tables.listed("unexpected", rest)}: --allow-unexpected=KEY leaves '
       'one out, * stands for anything'
     )
   if others:
-    notes.append(convert.listed('left out', list(others)))
+    notes.append(tables.listed('left out', list(others)))
   return used
 
 
@@ -70,7 +70,7 @@ def agree(
 
   Args:
     arrays: by published key, without the name of the part.
-    table: of convert.TABLES.
+    table: of tables.TABLES.
     init: key -> fresh variables.
     lead: what the published keys of this part begin with.
     where: the part, for messages.
@@ -92,7 +92,7 @@ def agree(
     why = (str(e).splitlines() or [type(e).__name__])[0][:160]
     raise UserError(f'{where}: no such network can be built ({why})') from None
   if allowed.missing or allowed.unexpected:
-    known = convert.to_published(
+    known = tables.to_published(
       jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like), table
     )
     dropped = [
@@ -109,14 +109,14 @@ def agree(
     ]
     if absent:
       fresh = jax.device_get(jax.jit(init)(jax.random.key(0)))
-      fresh = convert.to_published(fresh, table)
+      fresh = tables.to_published(fresh, table)
       arrays |= {k: fresh[k] for k in absent}
     for title, keys in (('left out', dropped), ('started afresh', absent)):
       if keys:
         keys = [lead + k for k in keys]
-        notes.append(f'{where}: {convert.listed(title, keys)}')
+        notes.append(f'{where}: {tables.listed(title, keys)}')
   try:
-    return convert.from_published(arrays, table, like), notes
+    return tables.from_published(arrays, table, like), notes
   except UserError as e:
     raise UserError(
       f'{where}: {e}. --allow-missing=KEY starts one afresh, '

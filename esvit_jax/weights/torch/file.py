@@ -15,8 +15,8 @@ import zipfile
 import zlib
 
 from esvit_jax.errors import UserError
-from esvit_jax.interop import torch_pickle
-from esvit_jax.interop.torch_array import RefusedError, Storages, short
+from esvit_jax.weights.torch import pickle as torch_pickle
+from esvit_jax.weights.torch.array import RefusedError, Storages, short
 
 _PICKLE = 32 << 20  # bytes of data.pkl
 _GROWTH, _SLACK = 8, 64 << 20  # bytes unpacked: 8 times the file + 64 MiB

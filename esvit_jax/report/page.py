@@ -1,6 +1,6 @@
 """report.html: a run, or several, as one page that needs nothing else.
 
-  from esvit_jax.analysis import report
+  from esvit_jax import report
   report.build(['runs/quickstart'])            # runs/quickstart/report.html
   report.build(['runs/a', 'runs/b'])           # runs/comparison.html
   report.stages(['runs/c/pretrain', 'runs/c/finetune'], 'runs/c/report.html')
@@ -17,16 +17,16 @@ import time
 from collections.abc import Sequence
 from importlib import resources
 
-from esvit_jax.analysis import comparison, curves, evaluations, records
-from esvit_jax.analysis.markup import (
+from esvit_jax.errors import UserError
+from esvit_jax.report import comparison, curves, evaluations, records
+from esvit_jax.report.markup import (
   Markup,
   element,
   facts,
   fields,
   join,
 )
-from esvit_jax.analysis.records import Record
-from esvit_jax.errors import UserError
+from esvit_jax.report.records import Record
 
 # What to do with a run in {run}; {recipe} is for images like its own.
 COMMANDS = (
@@ -167,7 +167,7 @@ def _write(out: str, text: str) -> str:
 
 def page(title: str, content: Markup) -> str:
   """A whole document; its policy forbids browsers to load anything."""
-  here = resources.files('esvit_jax.analysis')
+  here = resources.files('esvit_jax.report')
   style, script = (
     Markup((here / f'report.{x}').read_text(encoding='utf-8'))
     for x in ('css', 'js')

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 
 from esvit_jax.errors import UserError
-from esvit_jax.interop import torch_file
+from esvit_jax.weights.torch import file as torch_file
 
 Arrays = dict[str, np.ndarray]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from esvit_jax import erasing
+from esvit_jax.augment import erasing
 
 
 class Mix(NamedTuple):

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from esvit_jax import convert, models
+from esvit_jax import models
 from esvit_jax.errors import UserError
 from esvit_jax.models.heads import DINOHead
 from esvit_jax.models.positions import mae_table, moco_table
 from esvit_jax.models.swin import stage_window
+from esvit_jax.weights import tables
 
 # A key that only this family has, and the weight of its first convolution.
 FAMILIES = {
@@ -343,7 +344,7 @@ def _fits(name: str, state: Mapping, fields: Mapping) -> bool:
   try:
     module = build({'name': name, **fields}, state)
     like = models.abstract_variables(module, channels(module, state))
-    convert.from_published(state, family(module), like)
+    tables.from_published(state, family(module), like)
   except UserError:
     return False
   return True

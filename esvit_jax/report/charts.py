@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from esvit_jax.analysis.markup import Markup, element
+from esvit_jax.report.markup import Markup, element
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 24  # margins

@@ -5,10 +5,11 @@ import os
 import jax
 import numpy as np
 
-from esvit_jax import data, evals, health, sharding
+from esvit_jax import data, evals, sharding
 from esvit_jax.errors import UserError
 from esvit_jax.evals.scores import METRICS
-from esvit_jax.jobs import Job
+from esvit_jax.run.jobs import Job
+from esvit_jax.workdir import health
 
 RANK_IMAGES = 512  # the effective rank is read off this many
 

@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from esvit_jax import convert, models
-from esvit_jax.checkpoint import restore_parts
+from esvit_jax import models
 from esvit_jax.errors import UserError
-from esvit_jax.interop import accounting, architecture, published
-from esvit_jax.interop.accounting import Allowed
-from esvit_jax.interop.published import CENTRES, HEADS, WHO, Arrays
 from esvit_jax.models.layers import Features
+from esvit_jax.weights import accounting, architecture, published, tables
+from esvit_jax.weights.accounting import Allowed
+from esvit_jax.weights.published import CENTRES, HEADS, WHO, Arrays
+from esvit_jax.workdir.checkpoint import restore_parts
 
 # Parts that training has and no published layout: tasks that SiT may add, and
 # SiT's heads beside EsViT's.
@@ -205,11 +205,11 @@ def to_published(weights: Weights, which: str = 'teacher') -> Arrays:
     start = f'{who}.' if which == 'both' else ''
     kind = _whole(weights.networks[who]['params'])
     if kind:
-      arrays = convert.to_published(weights.networks[who], kind)
+      arrays = tables.to_published(weights.networks[who], kind)
       flat |= {f'{start}{k}': v for k, v in arrays.items()}
       continue
     for part in weights.networks[who]['params']:
-      arrays = convert.to_published(
+      arrays = tables.to_published(
         part_variables(weights, who, part), _table(weights, part)
       )
       lead = start if part == 'backbone' else f'{start}{part}.'
@@ -331,7 +331,7 @@ def _variables(who, parts, module, about, allowed, used, notes) -> dict:
 def _as_they_are(arrays: Arrays, kind: str, key) -> dict:
   """Fresh variables of the shapes of `arrays`."""
   del key
-  return convert.implied(arrays, kind)
+  return tables.implied(arrays, kind)
 
 
 def _centres(arrays: Arrays, about: dict) -> Arrays:

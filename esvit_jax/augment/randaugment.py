@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from esvit_jax import crops, photometric
+from esvit_jax.augment import crops, photometric
 
 OPERATIONS = (
   'auto_contrast',

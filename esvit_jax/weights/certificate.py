@@ -11,9 +11,9 @@ import re
 import jax
 import numpy as np
 
-from esvit_jax.interop import weights as weights_lib
-from esvit_jax.interop.published import Arrays
-from esvit_jax.interop.weights import Weights
+from esvit_jax.weights import networks as weights_lib
+from esvit_jax.weights.networks import Weights
+from esvit_jax.weights.published import Arrays
 
 _IMAGES, _SIZE = 2, 224
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from esvit_jax.analysis import records
-from esvit_jax.analysis.markup import (
+from esvit_jax.report import records
+from esvit_jax.report.markup import (
   Markup,
   element,
   facts,
@@ -12,7 +12,7 @@ from esvit_jax.analysis.markup import (
   table,
   value,
 )
-from esvit_jax.analysis.records import Record
+from esvit_jax.report.records import Record
 
 
 def of_run(run: Record) -> Markup:

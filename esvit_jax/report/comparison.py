@@ -3,8 +3,8 @@
 import os
 from collections.abc import Sequence
 
-from esvit_jax.analysis import charts, curves
-from esvit_jax.analysis.markup import (
+from esvit_jax.report import charts, curves
+from esvit_jax.report.markup import (
   Markup,
   element,
   facts,
@@ -12,7 +12,7 @@ from esvit_jax.analysis.markup import (
   table,
   value,
 )
-from esvit_jax.analysis.records import Figure, Record
+from esvit_jax.report.records import Figure, Record
 
 ORIGIN = ('git', 'devices', 'processes')  # of run.json: what may matter
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from esvit_jax.interop.torch_array import (
+from esvit_jax.weights.torch.array import (
   CODES,
   KINDS,
   RefusedError,

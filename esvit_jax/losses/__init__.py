@@ -1,0 +1,1 @@
+"""Losses over global arrays, free of any method."""

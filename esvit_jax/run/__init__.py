@@ -1,0 +1,1 @@
+"""A config becomes a run: functions, shapes, step, evaluation, summary."""

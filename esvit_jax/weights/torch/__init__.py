@@ -1,0 +1,1 @@
+"""PyTorch checkpoint files, read without torch and without running code."""

@@ -1,0 +1,5 @@
+"""What a run leaves on disk, and what it says while it runs."""
+
+from esvit_jax.workdir.lock import FREE, check, claim, flatten, write_json
+
+__all__ = ['FREE', 'check', 'claim', 'flatten', 'write_json']
