@@ -39,6 +39,7 @@ def test_statistics_are_torchs():
   )
 
 
+@pytest.mark.slow
 def test_eight_devices_are_one():
   conv_laws.eight_devices_are_one(
     {

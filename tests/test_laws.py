@@ -72,6 +72,7 @@ def test_eight_devices_are_one(plain, placement, monkeypatch):
       assert other not in text
 
 
+@pytest.mark.slow
 def test_plain_transformers_too():
   """DeiT with views and regions; other backbones have this law beside them."""
   config = tiny()

@@ -404,6 +404,7 @@ def test_a_perfect_prediction_paints_the_image(norm_pix):
   assert np.array_equal(masked, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('distilled', [False, True])
 def test_eight_devices_are_one(distilled):
   """Three steps, noise and drop path included, each compiled once."""

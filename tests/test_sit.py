@@ -191,6 +191,7 @@ SWIN = {
 FIRST_SIT = {'contrast': 'simclr', 'rotation': True, 'learned_weights': True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('model', 'tasks'), [({}, FIRST_SIT), (SWIN, {})], ids=['vit_first', 'swin']
 )

@@ -603,6 +603,7 @@ def losses(mesh, steps: int = 3) -> list[float]:
   return found
 
 
+@pytest.mark.slow
 def test_training_on_eight_devices_is_training_on_one():
   one = losses(sharding.mesh(jax.devices()[:1]))
   mesh = sharding.mesh()
