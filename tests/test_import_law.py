@@ -38,7 +38,7 @@ LAW = {
   ),
   'convert': ('weights workdir', ''),
   'methods': ('losses augment models optim state', 'jax numpy flax'),
-  'evals': ('data sharding', 'jax numpy optax'),
+  'evals': ('models data sharding', 'jax numpy optax'),
   'weights': ('models workdir state', 'jax numpy flax safetensors'),
   'losses': ('models', 'jax numpy'),
   'augment': ('', 'jax numpy'),

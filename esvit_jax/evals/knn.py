@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from esvit_jax import sharding
 from esvit_jax.data import fewshot
 from esvit_jax.errors import UserError
+from esvit_jax.models.layers import l2_normalize
 
 KS = (10, 20, 100, 200)
 HEADLINE_K = 20  # the k whose top-1 stands for k-NN in tables
@@ -208,8 +209,7 @@ def _vote(cosine, label, ks, classes, temperature) -> jax.Array:
 
 @jax.jit
 def _unit(x: jax.Array) -> jax.Array:
-  x = x.astype(jnp.float32)
-  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+  return l2_normalize(x.astype(jnp.float32))
 
 
 def _placed(x, rows: np.ndarray, place) -> jax.Array:

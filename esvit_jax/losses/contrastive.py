@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from esvit_jax.models.heads import normalize
+from esvit_jax.models.layers import l2_normalize
 
 
 def loss(queries, keys, temperature: float) -> tuple[jax.Array, jax.Array]:
@@ -24,8 +24,8 @@ def loss(queries, keys, temperature: float) -> tuple[jax.Array, jax.Array]:
   Returns:
     (loss, share of queries whose own key is the nearest), f32[] each.
   """
-  q = normalize(queries.astype(jnp.float32))
-  k = normalize(jax.lax.stop_gradient(keys).astype(jnp.float32))
+  q = l2_normalize(queries.astype(jnp.float32))
+  k = l2_normalize(jax.lax.stop_gradient(keys).astype(jnp.float32))
   # Matrix units round to bfloat16 unless told not to; logits reach 1/T.
   logits = jnp.einsum('ip,jp->ij', q, k, precision='highest') / temperature
   own = jnp.einsum('ip,ip->i', q, k, precision='highest') / temperature
@@ -62,7 +62,7 @@ def nt_xent(projected, temperature: float) -> tuple[jax.Array, jax.Array]:
   Returns:
     (loss, share of views whose nearest is i'), f32[] each.
   """
-  z = normalize(projected.astype(jnp.float32)).swapaxes(0, 1)  # 2 N P
+  z = l2_normalize(projected.astype(jnp.float32)).swapaxes(0, 1)  # 2 N P
   n = z.shape[1]
   other = jnp.roll(jnp.arange(2 * n), n)
   z = z.reshape(2 * n, -1)
@@ -84,6 +84,6 @@ def spread(features) -> jax.Array:
   Args:
     features: f[B, V, D], of any length.
   """
-  u = normalize(features.astype(jnp.float32))
+  u = l2_normalize(features.astype(jnp.float32))
   # |u| = 1, so the variances add up to 1 - |mean|^2: one pass, one reduce.
   return jnp.sqrt(jnp.maximum(1 - jnp.square(u.mean((0, 1))).sum(), 0))

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esvit_jax.errors import UserError
+from esvit_jax.models.layers import l2_normalize
 
 # Logit of a prototype that only fills a tile; finite, so that 0 * it is 0.
 _NOWHERE = -1e30
@@ -292,8 +293,7 @@ def matching(
   f_s, f_t = jax.lax.stop_gradient((f_s, f_t))
   f_s, f_t = f_s.astype(jnp.float32), f_t.astype(jnp.float32)
   # The length of a student region cannot change what is most similar to it.
-  f_t /= jnp.maximum(jnp.linalg.norm(f_t, axis=-1, keepdims=True), 1e-12)
-  similarity = jnp.einsum('bid,bjd->bij', f_s, f_t)
+  similarity = jnp.einsum('bid,bjd->bij', f_s, l2_normalize(f_t))
   edges = np.cumsum(teacher_regions)[:-1]
   found, match = [], []
   for q, view in enumerate(jnp.split(similarity, edges, axis=-1)):

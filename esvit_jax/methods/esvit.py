@@ -19,7 +19,7 @@ from esvit_jax import augment, models, optim
 from esvit_jax.errors import UserError
 from esvit_jax.losses import prototypes
 from esvit_jax.models.heads import DINOHead
-from esvit_jax.models.layers import Features
+from esvit_jax.models.layers import Features, l2_normalize
 from esvit_jax.state import Horizon, Loss, Method
 
 TEACHER_VIEWS = 2
@@ -283,8 +283,7 @@ def _signals(t: Outputs, center, temp, sample: int = 64) -> dict:
   log_p = jax.nn.log_softmax((logits - center[None, None]) / temp)
   p = jnp.exp(log_p)
   mean = p.mean((0, 1))
-  x = t.pooled.astype(jnp.float32)  # B 2 D
-  x /= jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-12
+  x = l2_normalize(t.pooled.astype(jnp.float32))  # B 2 D
   return {
     'teacher_entropy': -(p * log_p).sum(-1).mean(),
     'teacher_kl_uniform': (

@@ -7,6 +7,7 @@ from flax import linen as nn
 from esvit_jax.errors import UserError
 from esvit_jax.models.layers import (
   BatchNorm,
+  l2_normalize,
   linear_init,
   torch_default_init,
 )
@@ -60,7 +61,7 @@ class DINOHead(nn.Module):
     prototypes = Prototypes(
       self.out_dim, self.bottleneck, self.norm_last_layer, name='last_layer'
     )()
-    return normalize(x.astype(jnp.float32)), prototypes
+    return l2_normalize(x.astype(jnp.float32)), prototypes
 
 
 class Prototypes(nn.Module):
@@ -79,9 +80,3 @@ class Prototypes(nn.Module):
     if self.fixed_length:
       g = jax.lax.stop_gradient(g)
     return g * v / jnp.linalg.norm(v, axis=-1, keepdims=True)
-
-
-def normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
-  """x / max(|x|, eps) along the last axis; its gradient is finite at 0."""
-  square = (x * x).sum(-1, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.maximum(square, eps**2))

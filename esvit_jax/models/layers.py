@@ -105,6 +105,12 @@ def patch_inits(scale: str, fan_in: int, dim: int) -> tuple:
   return kernel, bias
 
 
+def l2_normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
+  """x / max(|x|, eps) along the last axis; its gradient is finite at 0."""
+  square = (x * x).sum(-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(square, eps**2))
+
+
 def torch_default_init(fan_in: int) -> nn.initializers.Initializer:
   """U(-a, a) with a = 1/sqrt(fan in): PyTorch's default, weight and bias."""
   return uniform_init(1 / math.sqrt(fan_in))
