@@ -119,20 +119,29 @@ def _explain(error: Exception, argv: list[str]) -> str:
       f'{", ".join(names)}'
     )
   if isinstance(error, (AttributeError, KeyError)):
-    close = re.search('mean "(.*?)" instead of "(.*?)"', text)
-    right, wrong = close.groups() if close else ('', text.split()[-1])
-    wrong = wrong.strip('\'"')
-    fields = [x.partition('=')[0].partition('config.')[2] for x in argv]
-    field = next((x for x in fields if wrong in x.split('.')), wrong)
-    right = '.'.join(right if x == wrong else x for x in field.split('.'))
-    hint = f"did you mean '{right}'? (see --help)" if close else 'see --help'
-    return f"config has no field '{field}': {hint}"
+    return unknown_field(text, argv)
   value = re.match('flag --(.*?)=(.*?): ', text)
   if value and (kind := KINDS.get(flags.FLAGS[value[1]].flag_type())):
     return f"--{value[1]} is '{value[2]}': give {kind}"
   if not isinstance(error, (ValueError, flags.Error)):
     text = f'the config file raised {type(error).__name__}: {text}'
   return f'{" ".join(text.split())} (see --help)'
+
+
+def unknown_field(text: str, argv: list[str]) -> str:
+  """Which field of the config there is not, and which may be meant."""
+  from esvit_jax.workdir import RENAMED
+
+  close = re.search('mean "(.*?)" instead of "(.*?)"', text)
+  right, wrong = close.groups() if close else ('', text.split()[-1])
+  wrong = wrong.strip('\'"')
+  fields = [x.partition('=')[0].partition('config.')[2] for x in argv]
+  field = next((x for x in fields if wrong in x.split('.')), wrong)
+  if field in RENAMED:
+    return f"config has no field '{field}': it is now '{RENAMED[field]}'"
+  right = '.'.join(right if x == wrong else x for x in field.split('.'))
+  hint = f"did you mean '{right}'? (see --help)" if close else 'see --help'
+  return f"config has no field '{field}': {hint}"
 
 
 if __name__ == '__main__':

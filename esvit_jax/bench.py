@@ -18,14 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from esvit_jax import evals, protocols, sharding
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
 from esvit_jax.run import jobs, limits
+from esvit_jax.workdir import terminal
 
 REPEATS = 20
 WARM_UP = 2
@@ -144,11 +142,11 @@ def _claim(directory: str) -> None:
 
 
 def _tell(figures: dict, directory: str) -> None:
-  table = Table('figure', 'value', box=box.SIMPLE_HEAD, title='bench')
-  for name, value in figures.items():
-    text = f'{value:,.4g}' if isinstance(value, float) else str(value)
-    table.add_row(name, text)
-  Console(width=80).print(table)
+  rows = [
+    (name, f'{value:,.4g}' if isinstance(value, float) else str(value))
+    for name, value in figures.items()
+  ]
+  print(terminal.table('bench', ('figure', 'value'), rows))
   print(json.dumps(figures))
   if directory:
     with open(os.path.join(directory, 'bench.json'), 'w') as f:

@@ -9,13 +9,9 @@ checkpoint. Figures go to eval/NAME.json of the run, or of --workdir.
 import os
 import sys
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from esvit_jax import protocols, report, workdir
 from esvit_jax.errors import Stopped, UserError
-from esvit_jax.workdir import provenance
+from esvit_jax.workdir import provenance, terminal
 
 
 def run(config, directory: str = '', out=sys.stdout) -> dict:
@@ -68,13 +64,10 @@ def write(result: protocols.Result) -> None:
 
 
 def _print(result: protocols.Result, out) -> None:
-  table = Table(box=box.SIMPLE_HEAD, title=result.config.task)
-  table.add_column('figure')
-  table.add_column('value', justify='right')
-  for name, value in result.figures.items():
-    if isinstance(value, float):
-      table.add_row(name, f'{value:.4g}')
-    elif isinstance(value, (int, str)):
-      table.add_row(name, str(value))
-  Console(file=out, width=80).print(table)
+  rows = [
+    (name, f'{value:.4g}' if isinstance(value, float) else str(value))
+    for name, value in result.figures.items()
+    if isinstance(value, (float, int, str))
+  ]
+  print(terminal.table(result.config.task, ('figure', 'value'), rows), file=out)
   print(f'figures  {path(result)}', file=out)

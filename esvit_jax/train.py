@@ -30,7 +30,8 @@ from esvit_jax.run.jobs import Job
 from esvit_jax.weights import networks as weights_lib
 from esvit_jax.workdir import health, provenance
 from esvit_jax.workdir.checkpoint import Checkpoints, restore_parts
-from esvit_jax.workdir.metrics import Metrics, Progress, duration
+from esvit_jax.workdir.metrics import Metrics
+from esvit_jax.workdir.terminal import Progress, duration
 
 FRESH = ('head_dense', 'center')  # what a continued run may start anew
 # What a recipe adds to a pre-trained backbone. With relative positions
@@ -259,16 +260,15 @@ def _loop(job, state, judge, checkpoints, metrics, progress, album):
       judged = {}
       if last or (eval_every and done % eval_every == 0):
         log.catch_up(report=True)
-        paused = time.perf_counter()
-        judged = judge(state, at_end=last)
-        metrics.write(done, judged)
-        if progress.out is not None and not last:
-          metrics.flush()
-          if album is not None:
-            album.update(state, metrics.history, gallery(judge))
-          with contextlib.suppress(UserError):  # a page must not end a run
-            report.build([judge.directory])
-        progress.pause(time.perf_counter() - paused)
+        with progress.paused():
+          judged = judge(state, at_end=last)
+          metrics.write(done, judged)
+          if progress.out is not None and not last:
+            metrics.flush()
+            if album is not None:
+              album.update(state, metrics.history, gallery(judge))
+            with contextlib.suppress(UserError):  # a page must not end a run
+              report.build([judge.directory])
       if last or stop or (save_every and done % save_every == 0):
         log.catch_up(report=stop)
         metrics.flush()

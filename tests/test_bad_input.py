@@ -17,7 +17,8 @@ from PIL import Image
 from configs import quickstart
 from esvit_jax import train
 from esvit_jax.errors import UserError
-from esvit_jax.workdir import metrics
+from esvit_jax.workdir import RENAMED, metrics
+from main import unknown_field
 
 ROOT = pathlib.Path(__file__).parent.parent
 BASE = '--config=configs/quickstart.py:debug'
@@ -104,6 +105,12 @@ def test_flags(argv, words, tmp_path):
   assert words in line
   assert "\\'" not in line and '\\n' not in line
   assert os.listdir(tmp_path) == []
+
+
+def test_a_flag_of_an_older_version(monkeypatch):
+  monkeypatch.setitem(RENAMED, 'data.few', 'data.label_fraction')
+  text = unknown_field('... "few"', ['--config.data.few=0.1'])
+  assert text.endswith("'data.few': it is now 'data.label_fraction'")
 
 
 def test_no_workdir():

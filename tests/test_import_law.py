@@ -15,13 +15,16 @@ STANDARD = sys.stdlib_module_names
 # all, and so is the standard library. Arrows run down only: a room imports
 # rooms that stand below it in this table.
 LAW = {
-  'main': ('train bench evaluate report sharding', 'absl ml_collections'),
+  'main': (
+    'train bench evaluate report workdir sharding',
+    'absl ml_collections',
+  ),
   '__init__': ('weights', ''),
-  'bench': ('run protocols evals state sharding', 'jax numpy optax rich'),
-  'evaluate': ('protocols report workdir', 'rich'),
+  'bench': ('run protocols evals workdir state sharding', 'jax numpy optax'),
+  'evaluate': ('protocols report workdir', ''),
   'protocols': (
     'train report analysis evals weights workdir augment models data sharding',
-    'jax numpy rich',
+    'jax numpy',
   ),
   'train': (
     'run report analysis weights workdir models data state sharding',
@@ -29,7 +32,7 @@ LAW = {
   ),
   'run': (
     'methods evals weights workdir optim data state sharding',
-    'jax numpy optax rich',
+    'jax numpy optax',
   ),
   'report': ('analysis workdir', ''),
   'analysis': (
@@ -43,7 +46,7 @@ LAW = {
   'losses': ('models', 'jax numpy'),
   'augment': ('', 'jax numpy'),
   'models': ('', 'jax numpy flax'),
-  'workdir': ('state', 'jax numpy clu orbax'),
+  'workdir': ('state', 'jax numpy clu orbax rich'),
   'data': ('', 'numpy grain tensorflow_datasets PIL simplejpeg'),
   'optim': ('', 'jax numpy optax'),
   'state': ('', 'jax numpy optax'),
@@ -59,6 +62,7 @@ OWNED = {
   'PIL': 'data',
   'simplejpeg': 'data',
   'clu': 'workdir.metrics',
+  'rich': 'workdir.terminal',
   'matplotlib': 'analysis',
   'tensorflow': None,
   'torch': None,

@@ -1,18 +1,16 @@
-"""metrics.jsonl is valid after any kill; progress is one honest line."""
+"""metrics.jsonl is valid after any kill."""
 
-import io
 import json
 import math
 import os
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from esvit_jax.errors import UserError
 from esvit_jax.workdir import metrics
-from esvit_jax.workdir.metrics import Metrics, Progress
+from esvit_jax.workdir.metrics import Metrics
 
 
 def lines(directory):
@@ -147,121 +145,3 @@ def test_tensorboard_without_tensorflow_is_refused(tmp_path, monkeypatch):
   with pytest.raises(UserError, match='pip install'):
     Metrics(tmp_path, tensorboard=True)
   assert os.listdir(tmp_path) == []
-
-
-class Terminal(io.StringIO):
-  def isatty(self):
-    return True
-
-
-@pytest.fixture
-def clock(monkeypatch):
-  """A clock that stands until it is told to move."""
-  now = [100.0]
-  monkeypatch.setattr(time, 'perf_counter', lambda: now[0])
-
-  def move(seconds):
-    now[0] += seconds
-
-  return move
-
-
-VALUES = {'train/loss': 1.2345678, 'train/lr': 5e-4}
-
-
-def test_a_log_file_gets_a_line_a_report(clock):
-  out = io.StringIO()
-  progress = Progress(100, 0, 50, 64, out)
-  for step in (10, 20):
-    clock(5)
-    progress.waited(0.5)
-    progress.report(step, VALUES)
-  progress.say('done')
-  progress.close()
-  first, second, done = out.getvalue().splitlines()
-  assert done == 'done'
-  assert first == (
-    'step 10/100  epoch 0.2  ETA 0:45  loss 1.2346  lr 5.00e-04  128 img/s  '
-    'data wait 10%'
-  )
-  assert second.startswith('step 20/100  epoch 0.4  ETA 0:40')
-  assert '\r' not in out.getvalue() and '\x1b' not in out.getvalue()
-
-
-def test_a_terminal_line_updates_in_place(clock):
-  out = Terminal()
-  progress = Progress(100, 0, 50, 64, out)
-  for step in (10, 20):
-    clock(1)
-    progress.report(step, VALUES)
-  assert out.getvalue().count('\r\x1b[K') == 2
-  assert '\n' not in out.getvalue()
-  progress.say('a word')
-  progress.report(30, VALUES)
-  progress.close()
-  progress.close()
-  rows = out.getvalue().split('\n')
-  assert rows[1] == 'a word'
-  assert rows[2].startswith('\r\x1b[Kstep 30/100')
-  assert rows[3:] == ['']
-
-
-def test_a_narrow_terminal_is_not_wrapped(clock, monkeypatch):
-  monkeypatch.setenv('COLUMNS', '40')
-  out = Terminal()
-  clock(1)
-  Progress(100, 0, 50, 64, out).report(10, VALUES)
-  assert len(out.getvalue().removeprefix('\r\x1b[K')) < 40
-  assert 'ETA' in out.getvalue()
-
-
-def test_silent_processes_still_measure(clock):
-  progress = Progress(100, 0, 50, 64, None)
-  clock(2)
-  speeds = progress.report(10, VALUES)
-  progress.say('nothing')
-  progress.close()
-  assert speeds == {'train/images_per_s': 320.0, 'train/data_wait': 0.0}
-
-
-def test_eta_counts_only_what_this_process_did(clock):
-  progress = Progress(1000, 400, 50, 64, None)
-  clock(60)  # compilation
-  progress.restart(400)
-  clock(10)
-  assert progress.eta(500) == pytest.approx(50)
-  assert progress.eta(1000) == 0
-
-
-def test_evaluations_slow_the_run_not_the_steps(clock):
-  progress = Progress(100, 0, 50, 10, None)
-  clock(1)
-  progress.pause(30)
-  clock(30)
-  speeds = progress.report(10, VALUES)
-  assert speeds['train/images_per_s'] == pytest.approx(100)
-  assert progress.eta(10) == pytest.approx(31 * 9)
-
-
-def test_waiting_is_counted_once(clock):
-  progress = Progress(100, 0, 50, 10, None)
-  shares = []
-  for waited in (0.25, 0.0, 5.0):
-    clock(1)
-    progress.waited(waited)
-    shares.append(progress.report(10, VALUES)['train/data_wait'])
-  assert shares == [0.25, 0.0, 1.0]
-
-
-@pytest.mark.parametrize(
-  ('seconds', 'text'),
-  [
-    (0, '0:00'),
-    (59.6, '1:00'),
-    (75, '1:15'),
-    (3599.9, '1:00:00'),
-    (4000, '1:06:40'),
-  ],
-)
-def test_duration(seconds, text):
-  assert metrics.duration(seconds) == text

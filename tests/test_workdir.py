@@ -187,3 +187,18 @@ def test_damaged_config_is_refused(path):
 def test_flatten():
   tree = {'a': {'b': 1, 'c': {'d': 2}}, 'e': {}}
   assert workdir.flatten(tree) == {'a.b': 1, 'a.c.d': 2, 'e': {}}
+
+
+def test_a_run_of_an_older_version_is_told_which_field_is_meant(
+  path, monkeypatch
+):
+  train_there(path)
+  monkeypatch.setitem(workdir.RENAMED, 'optim.lr', 'optim.peak_lr')
+  config = changed()
+  config['optim']['peak_lr'] = config['optim'].pop('lr')
+  workdir.check(path, config)
+  config['optim']['peak_lr'] = 0.2
+  with pytest.raises(
+    UserError, match=r'optim\.peak_lr \(then optim\.lr\): 0\.1 there, 0\.2 here'
+  ):
+    workdir.check(path, config)

@@ -7,14 +7,11 @@ command goes on where it was stopped; of several sets each has its own folder.
 
 import os
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from esvit_jax import report, train
 from esvit_jax.errors import UserError
 from esvit_jax.protocols import finetune, suites
 from esvit_jax.protocols.subject import Result
+from esvit_jax.workdir import terminal
 
 
 def run(config, directory: str, out) -> Result:
@@ -104,12 +101,9 @@ def _print(rows, figures: dict, out) -> None:
   lines = {'this run': figures}
   if any(name in suites.PUBLISHED['SiT'] for name in names):
     lines |= suites.PUBLISHED
-  table = Table(box=box.SIMPLE_HEAD, title='small data')
-  table.add_column('set')
-  for line in lines:
-    table.add_column(line, justify='right')
+  table = []
   for name in names:
     scores = [line.get(name) for line in lines.values()]
     cells = ['-' if x is None else f'{x:.1f}' for x in scores]
-    table.add_row(rows[name].title, *cells)
-  Console(file=out, width=80).print(table)
+    table.append((rows[name].title, *cells))
+  print(terminal.table('small data', ('set', *lines), table), file=out)

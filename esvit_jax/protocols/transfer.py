@@ -9,14 +9,11 @@ import json
 import os
 import statistics
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from esvit_jax import data, workdir
 from esvit_jax.errors import UserError
 from esvit_jax.protocols import finetune, probe, suites
 from esvit_jax.protocols.subject import Result, prepare
+from esvit_jax.workdir import terminal
 
 MODES = ('probe', 'finetune')
 
@@ -131,23 +128,18 @@ def _baseline(path: str) -> dict[str, float]:
 
 
 def _print(rows, figures, failed, baseline, out) -> None:
-  table = Table(box=box.SIMPLE_HEAD, title='transfer')
-  table.add_column('set')
-  table.add_column('metric')
-  table.add_column('score', justify='right')
+  columns = ('set', 'metric', 'score')
   if baseline:
-    table.add_column('baseline', justify='right')
-    table.add_column('win')
+    columns += ('baseline', 'win')
+  table = []
   for name, row in rows.items():
-    score = figures.get(name)
-    cells = [row.title, row.metric, '-' if score is None else f'{score:.2f}']
-    if baseline:
-      theirs = baseline.get(name)
-      cells.append('-' if theirs is None else f'{theirs:.2f}')
-      both = score is not None and theirs is not None
-      cells.append('yes' if both and score > theirs else '')
-    table.add_row(*cells)
-  Console(file=out, width=80).print(table)
+    score, reference = figures.get(name), (baseline or {}).get(name)
+    numbers = ['-' if x is None else f'{x:.2f}' for x in (score, reference)]
+    won = None not in (score, reference) and score > reference
+    cells = (row.title, row.metric, *numbers, 'yes' if won else '')
+    table.append(cells[: len(columns)])
+  left = ('metric', 'win')
+  print(terminal.table('transfer', columns, table, left), file=out)
   for name, why in failed.items():
     note = f' ({rows[name].note})' if rows[name].note else ''
     print(f'{rows[name].title}: {why}{note}', file=out)

@@ -1,14 +1,12 @@
 """What a run says before its first step and after its last."""
 
-import io
 import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from rich import box
-from rich.console import Console
-from rich.table import Table
+
+from esvit_jax.workdir import terminal
 
 Say = Callable[[str], None]
 
@@ -69,18 +67,16 @@ def conclude(
   say: Say,
 ) -> None:
   """The table of scores, the verdict, where things lie, what to do next."""
-  table = Table(box=box.SIMPLE_HEAD, title='top-1 accuracy, %')
-  table.add_column('features')
   kinds = [k for k in KINDS if metrics.last(f'{k}/student') is not None]
-  for kind in kinds:
-    table.add_column(KINDS[kind], justify='right')
+  rows = []
   for row, title in ROWS.items():
     scores = [metrics.last(f'{kind}/{row}') for kind in kinds]
-    if all(x is None for x in scores):
-      continue
-    table.add_row(title, *('-' if x is None else f'{x:.1f}' for x in scores))
+    if any(x is not None for x in scores):
+      cells = ['-' if x is None else f'{x:.1f}' for x in scores]
+      rows.append((title, *cells))
   if kinds:
-    say(_text(table))
+    columns = ('features', *(KINDS[kind] for kind in kinds))
+    say(terminal.table('top-1 accuracy, %', columns, rows))
   for line in verdict:
     say(f'health       {line}')
   say(f'metrics      {os.path.join(directory, "metrics.jsonl")}')
@@ -115,9 +111,3 @@ def _lowered(job, size: int) -> tuple[float, int]:
   )
   _, h, w, _ = lowered.out_info.grid.shape
   return (lowered.cost_analysis() or {}).get('flops', 0.0), h * w
-
-
-def _text(table: Table) -> str:
-  console = Console(file=io.StringIO(), width=80)
-  console.print(table)
-  return console.file.getvalue().strip('\n')

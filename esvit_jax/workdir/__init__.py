@@ -1,5 +1,12 @@
 """What a run leaves on disk, and what it says while it runs."""
 
-from esvit_jax.workdir.lock import FREE, check, claim, flatten, write_json
+from esvit_jax.workdir.lock import (
+  FREE,
+  RENAMED,
+  check,
+  claim,
+  flatten,
+  write_json,
+)
 
-__all__ = ['FREE', 'check', 'claim', 'flatten', 'write_json']
+__all__ = ['FREE', 'RENAMED', 'check', 'claim', 'flatten', 'write_json']

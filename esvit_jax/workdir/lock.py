@@ -27,6 +27,9 @@ FREE = (
   'max_bad_steps',
 )
 
+# Names that fields of the config had in older versions -> what they are now.
+RENAMED: dict[str, str] = {}
+
 
 def check(path: str, config: dict) -> None:
   """Raises UserError where `path` holds a run of another config."""
@@ -37,16 +40,19 @@ def check(path: str, config: dict) -> None:
     return
   try:
     with open(file, encoding='utf-8') as f:
-      theirs = flatten(json.load(f))
+      there = flatten(json.load(f))
   except (OSError, json.JSONDecodeError) as e:
     raise UserError(
       f'cannot read {file} ({e}); choose another --workdir'
     ) from e
-  ours = flatten(json.loads(json.dumps(config)))
+  here = flatten(json.loads(json.dumps(config)))
+  older = {RENAMED[key]: key for key in there if RENAMED.get(key) in here}
+  there = {RENAMED.get(key, key): value for key, value in there.items()}
   differ = [
-    f'{key}: {theirs.get(key)} there, {ours.get(key)} here'
-    for key in sorted(theirs.keys() | ours.keys())
-    if theirs.get(key) != ours.get(key) and not key.startswith(FREE)
+    f'{key}{f" (then {older[key]})" if key in older else ""}: '
+    f'{there.get(key)} there, {here.get(key)} here'
+    for key in sorted(there.keys() | here.keys())
+    if there.get(key) != here.get(key) and not key.startswith(FREE)
   ]
   if differ:
     more = f'; and {len(differ) - 6} more' if len(differ) > 6 else ''
