@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 def run(args: argparse.Namespace) -> None:
   """Reads, converts, writes and certifies."""
   single = args.out.endswith('.safetensors')
-  which = args.which or ('teacher' if single else 'both')
+  which = args.which or ('auto' if single else 'both')
   export.check_free(args.out)
   weights, notes = _read(args, which)
   for note in notes:
@@ -90,7 +90,9 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
   add(
     '--which',
     choices=('teacher', 'student', 'both'),
-    help='network to take; default: both into a directory, else the teacher',
+    help='network to take; default: both into a directory, into a file the '
+    'one that the method hands on: the teacher, or the student of MAE, MoCo '
+    'and fine-tuning',
   )
   add('--prefix', help='of the keys, where it is none of module. backbone.')
   for kind, what in (('missing', 'start afresh'), ('unexpected', 'leave out')):

@@ -194,8 +194,8 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
     judge = Judge(job, directory)
     if out is not None and first < steps:
       record = os.path.join(directory, 'run.json')
-      chance = {'chance': job.method.chance}
-      workdir.write_json(record, provenance.record() | chance)
+      about = {'chance': job.method.chance, 'network': job.method.network}
+      workdir.write_json(record, provenance.record() | about)
     summary.introduce(job, directory, resumed, progress.say)
     if resumed is None:
       metrics.write(first, judge(state, at_start=True))

@@ -21,13 +21,15 @@ import safetensors.numpy
 import torch_writer as writer
 
 import esvit_jax
-from configs import quickstart
-from esvit_jax import convert, models, sharding, train, workdir
+from configs import moco, quickstart
+from esvit_jax import convert, methods, models, sharding, train, workdir
 from esvit_jax.errors import UserError
 from esvit_jax.models.heads import DINOHead
 from esvit_jax.run import jobs
+from esvit_jax.state import Horizon, TrainState
 from esvit_jax.weights import architecture, certificate, published, tables
 from esvit_jax.weights import networks as weights
+from esvit_jax.weights.handover import handed_on
 from esvit_jax.workdir import checkpoint
 
 VIT = {'dim': 24, 'depth': 2, 'heads': 3, 'patch': 8, 'image_size': 32}
@@ -635,3 +637,93 @@ def test_our_runs_go_out_and_are_trained_from_again(tmp_path):
   again = train.continue_from(blank, restored(tmp_path / 'again'))
   for part in ('params', 'teacher', 'extra'):
     same(getattr(again, part), getattr(state, part))
+
+
+# The network that is handed on.
+
+
+@pytest.mark.parametrize(
+  ('networks', 'recorded', 'method', 'network'),
+  [
+    (('student', 'teacher'), None, None, 'teacher'),
+    (('student', 'teacher'), None, 'moco', 'student'),
+    (('student', 'teacher'), 'student', 'a method of your own', 'student'),
+    (('student',), None, 'mae', 'student'),
+    (('teacher',), 'student', 'moco', 'teacher'),
+  ],
+)
+def test_one_network_is_handed_on(networks, recorded, method, network):
+  assert handed_on(networks, recorded, method) == network
+
+
+def saved_run(folder, networks, **files):
+  """A run directory of a small ViT: its teacher is its student plus one."""
+  params = golden_weights.random_variables(
+    models.abstract_variables(models.build({'name': 'vit', **VIT}))
+  )
+  params = {'backbone': params['params']}
+  teacher = jax.tree.map(lambda x: x + 1, params)
+  state = TrainState(
+    np.int32(1),
+    params,
+    teacher if 'teacher' in networks else None,
+    {name: {} for name in networks},
+    {},
+  )
+  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
+  checkpoints.save(state)
+  checkpoints.close()
+  config = {'model': {'name': 'vit', **VIT}, 'data': {'channels': 3}}
+  for name, value in ({'config': config} | files).items():
+    extra = config if name == 'config' else {}
+    workdir.write_json(os.fspath(folder / f'{name}.json'), extra | value)
+  return params
+
+
+@pytest.mark.parametrize(
+  ('networks', 'files', 'network'),
+  [
+    # MAE and fine-tuning have a student only.
+    (('student',), {'config': {'method': 'mae'}}, 'student'),
+    (
+      ('student', 'teacher'),
+      {'config': {'method': 'own'}, 'run': {'network': 'student'}},
+      'student',
+    ),
+    (('student', 'teacher'), {'config': {'method': 'moco'}}, 'student'),
+    (('student', 'teacher'), {'config': {'method': 'sit'}}, 'teacher'),
+  ],
+)
+def test_all_hand_on_the_same_network(tmp_path, networks, files, network):
+  """Load, export without flags, and a converted directory of the export."""
+  (tmp_path / 'run').mkdir()
+  params = saved_run(tmp_path / 'run', networks, **files)['backbone']
+  shift = 0 if network == 'student' else 1
+  want = jax.tree.map(lambda x: x + shift, params)
+  both, single = tmp_path / 'both.safetensors', tmp_path / 'one.safetensors'
+  assert run(tmp_path / 'run', single) == 0
+  assert run(tmp_path / 'run', both, '--which=both') == 0
+  assert run(both, tmp_path / 'again') == 0
+  for name in ('run', single, both, tmp_path / 'again'):
+    _, variables = esvit_jax.load(tmp_path / name)
+    same(jax.device_get(variables['params']), want)
+
+
+def moco_variables() -> dict:
+  config = moco.get_config('tiny,debug')
+  method = methods.METHODS['moco'](config, Horizon(10, 5))
+  params, _, extra = jax.eval_shape(method.init, jax.random.key(0))
+  return golden_weights.random_variables(
+    {'params': params, 'batch_stats': extra['student']}
+  )
+
+
+def test_published_moco_hands_on_its_base_encoder(tmp_path):
+  arrays = tables.to_published(moco_variables(), 'moco')
+  state = tensors(arrays, 'module.base_encoder.')
+  kept = {k: v + 1 for k, v in arrays.items() if not k.startswith('predictor')}
+  state |= tensors(kept, 'module.momentum_encoder.')
+  path = writer.save(tmp_path / 'a.pth.tar', {'state_dict': state})
+  assert run(path, tmp_path / 'run', '--model.heads=2') == 0
+  assert run(tmp_path / 'run', tmp_path / 'a.safetensors') == 0
+  same(safetensors.numpy.load_file(tmp_path / 'a.safetensors'), arrays)

@@ -18,6 +18,7 @@ import safetensors.numpy
 from esvit_jax.errors import UserError
 from esvit_jax.state import TrainState
 from esvit_jax.weights import networks as weights_lib
+from esvit_jax.weights.handover import AUTO, NETWORKS
 from esvit_jax.weights.networks import Weights
 from esvit_jax.weights.published import FORMAT
 from esvit_jax.workdir import checkpoint, write_json
@@ -45,7 +46,7 @@ def load(path: str, which: str = 'auto'):
   )
 
 
-def save(path: str, weights: Weights, which: str = 'teacher') -> None:
+def save(path: str, weights: Weights, which: str = AUTO) -> None:
   """Writes a safetensors file in the published layout, in one stroke.
 
   Its metadata describe the architecture, as JSON under 'esvit_jax'.
@@ -53,15 +54,23 @@ def save(path: str, weights: Weights, which: str = 'teacher') -> None:
   Args:
     path: must not exist.
     weights: what to write.
-    which: 'teacher', 'student' or 'both'.
+    which: 'teacher', 'student', 'both', or 'auto' for the one handed on.
 
   Raises:
     UserError: it cannot be written.
   """
   check_free(path)
+  which = weights.handed_on if which == AUTO else which
   arrays = weights_lib.to_published(weights, which)
   arrays = {k: np.asarray(v, order='C') for k, v in arrays.items()}
-  about = json.dumps({'version': 1, 'network': which, **weights.about})
+  about = json.dumps(
+    {
+      'version': 1,
+      'network': which,
+      'handed_on': weights.handed_on,
+      **weights.about,
+    }
+  )
   part = _part(path)
   try:
     safetensors.numpy.save_file(arrays, part, {FORMAT: about})
@@ -89,7 +98,7 @@ def save_run(path: str, weights: Weights, source: str) -> None:
   """
   check_free(path)
   (any_network, *_) = weights.networks.values()
-  networks = [weights.networks.get(who, any_network) for who in weights_lib.WHO]
+  networks = [weights.networks.get(who, any_network) for who in NETWORKS]
   student, teacher = networks
   state = TrainState(
     np.zeros((), np.int32),
@@ -104,6 +113,7 @@ def save_run(path: str, weights: Weights, source: str) -> None:
   )
   config = {
     'converted_from': source,
+    'network': weights.handed_on,
     'model': weights.about['model'],
     'data': {'channels': weights.about['channels']},
     **({'head': weights.about['head']} if 'head' in weights.about else {}),

@@ -19,7 +19,8 @@ from esvit_jax.errors import UserError
 from esvit_jax.models.layers import Features
 from esvit_jax.weights import accounting, architecture, published, tables
 from esvit_jax.weights.accounting import Allowed
-from esvit_jax.weights.published import CENTRES, HEADS, WHO, Arrays
+from esvit_jax.weights.handover import AUTO, NETWORKS, handed_on
+from esvit_jax.weights.published import CENTRES, HEADS, Arrays
 from esvit_jax.workdir.checkpoint import restore_parts
 
 # Parts that training has and no published layout: tasks that SiT may add, and
@@ -36,13 +37,13 @@ class Weights(NamedTuple):
     networks: 'student', 'teacher' or both -> {'params': {'backbone', 'head',
       'head_dense'}, 'batch_stats': likewise}.
     centres: 'center' and 'center_grid' f[K], where known.
-    best: which network is meant where none is named.
+    handed_on: which network is meant where none is named.
   """
 
   about: dict
   networks: dict[str, dict]
   centres: Arrays
-  best: str = 'teacher'
+  handed_on: str = 'teacher'
 
   @property
   def backbone(self) -> nn.Module:
@@ -58,7 +59,7 @@ def load(path: str, which: str = 'both') -> Weights:
 
   Args:
     path: a run directory, a file of torch.save, or a safetensors file.
-    which: 'student', 'teacher' or 'both' (all there are).
+    which: 'student', 'teacher', 'both' (all there are) or 'auto'.
 
   Raises:
     UserError: there are none, or not what was asked for.
@@ -78,10 +79,10 @@ def pick(path: str, which: str = 'auto') -> tuple[Weights, str]:
   Raises:
     UserError: as `load`.
   """
-  if which not in ('auto', *WHO):
-    raise UserError(f"which is '{which}': use auto, {', '.join(WHO)}")
-  weights = load(path, 'both' if which == 'auto' else which)
-  return weights, weights.best if which == 'auto' else which
+  if which not in (AUTO, *NETWORKS):
+    raise UserError(f"which is '{which}': use auto, {', '.join(NETWORKS)}")
+  weights = load(path, which)
+  return weights, weights.handed_on
 
 
 def from_run(path: str, which: str = 'both') -> Weights:
@@ -109,9 +110,8 @@ def from_run(path: str, which: str = 'both') -> Weights:
     for who, tree in trees.items()
     if tree and 'backbone' in tree
   }
-  # MoCo-v3 hands on its base encoder.
-  prefer = 'student' if config.get('method') == 'moco' else 'teacher'
-  best = prefer if prefer in trees else next(iter(trees))
+  best = handed_on(trees, _recorded(path, config), config.get('method'))
+  which = best if which == AUTO else which
   if which not in ('both', *trees):
     raise UserError(f'{path} has no {which}, only a {best}')
   stats = {
@@ -132,7 +132,17 @@ def from_run(path: str, which: str = 'both') -> Weights:
   if 'last_layer' in trees[best].get('head', {}):
     head = {'layers': 3, 'use_bn': False, **head}
     about['head'] = {k: head[k] for k in architecture.HEAD_FIELDS}
+  best = handed_on(networks, best)
   return Weights(about, networks, centres, best)
+
+
+def _recorded(path: str, config: Mapping) -> str | None:
+  """The network that a run or a converted directory says it hands on."""
+  try:
+    with open(os.path.join(path, 'run.json'), encoding='utf-8') as f:
+      return json.load(f).get('network')
+  except (OSError, ValueError):
+    return config.get('network')
 
 
 def from_file(
@@ -145,8 +155,8 @@ def from_file(
 
   Args:
     file: as `published.read` gives it. Its `notes` grow.
-    which: 'student', 'teacher' or 'both'; a file of one unnamed network has
-      it as either.
+    which: 'student', 'teacher', 'both' or 'auto'; a file of one unnamed
+      network has it as either.
     config: of the backbone. Without a name, the file's own description is
       taken, or the architecture inferred.
     allowed: what may differ.
@@ -156,6 +166,10 @@ def from_file(
   """
   allowed, notes = allowed or Allowed(), file.notes
   networks = file.networks
+  if which == AUTO:
+    only = 'model' in networks
+    best = handed_on(networks, file.recorded, file.method)
+    which = 'both' if only else best
   if 'model' not in networks and which not in ('both', *networks):
     raise UserError(f'it has no {which}, only {", ".join(networks)}')
   if which != 'both':
@@ -189,9 +203,10 @@ def from_file(
     raise UserError('its student and its teacher have not the same heads')
   accounting.check_all_used(allowed, used)
   if 'model' in result:
-    result = dict.fromkeys(WHO, result['model'])
+    result = dict.fromkeys(NETWORKS, result['model'])
     notes.append('one network: it is both student and teacher')
-  return Weights(about, result, _centres(file.centres, about))
+  best = handed_on(result, file.recorded, file.method)
+  return Weights(about, result, _centres(file.centres, about), best)
 
 
 def to_published(weights: Weights, which: str = 'teacher') -> Arrays:

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 
 from esvit_jax.errors import UserError
+from esvit_jax.weights.handover import NETWORKS
 from esvit_jax.weights.torch import file as torch_file
 
 Arrays = dict[str, np.ndarray]
@@ -21,7 +22,6 @@ Arrays = dict[str, np.ndarray]
 FORMAT = 'esvit_jax'  # the key of our architecture in safetensors' metadata
 CENTRES = 'dino_loss.'
 HEADS = ('head', 'head_dense')
-WHO = ('student', 'teacher')
 # What pre-training adds to a backbone: MAE's decoder and adapters, heads.
 _BESIDE = (
   'mask_token',
@@ -51,6 +51,7 @@ class File(NamedTuple):
     others: arrays of neither, by their key in the file.
     notes: what was recognised, a line each.
     about: our own description, if the file carries one.
+    method: what trained them, where the keys say it.
   """
 
   networks: dict[str, Arrays]
@@ -58,6 +59,12 @@ class File(NamedTuple):
   others: Arrays
   notes: list[str]
   about: dict | None
+  method: str | None = None
+
+  @property
+  def recorded(self) -> str | None:
+    """The network that our own description says is handed on."""
+    return (self.about or {}).get('handed_on')
 
 
 def read(path: str, prefix: str | None = None) -> File:
@@ -152,7 +159,7 @@ def _read_safetensors(path: str) -> tuple[dict, dict | None]:
     for k, v in flat.items()
   }
   tree = {}
-  roots = (*WHO, CENTRES[:-1])
+  roots = (*NETWORKS, CENTRES[:-1])
   nested = all(key.partition('.')[0] in roots for key in flat)
   for key, value in flat.items():
     root, _, rest = key.partition('.')
@@ -166,9 +173,13 @@ def _read_safetensors(path: str) -> tuple[dict, dict | None]:
 def _sort(tree: dict, prefix: str | None) -> File:
   """Takes the tree of a file apart."""
   notes, centres, others = [], {}, {}
-  nested = [k for k in (*WHO, 'model', 'state_dict') if _is_state(tree.get(k))]
+  nested = [
+    k for k in (*NETWORKS, 'model', 'state_dict') if _is_state(tree.get(k))
+  ]
   if nested:
-    if (set(nested) & {*WHO} and set(nested) - {*WHO}) or len(nested) > 2:
+    if (set(nested) & {*NETWORKS} and set(nested) - {*NETWORKS}) or len(
+      nested
+    ) > 2:
       raise UserError(
         f'it holds the networks {", ".join(nested)}: save only one kind of them'
       )
@@ -202,7 +213,8 @@ def _sort(tree: dict, prefix: str | None) -> File:
     if key not in ('center', 'center_grid'):
       others[CENTRES + key] = centres[key]
   centres = {k: v for k, v in centres.items() if CENTRES + k not in others}
-  return File(networks, centres, others, notes, None)
+  method = 'moco' if {*NETWORKS} <= {*networks} - {*nested} else None
+  return File(networks, centres, others, notes, None, method)
 
 
 def _networks(who, state, prefix, others, notes) -> dict[str, Arrays]:
@@ -221,7 +233,7 @@ def _networks(who, state, prefix, others, notes) -> dict[str, Arrays]:
     return {who: {k.removeprefix(prefix): v for k, v in taken.items()}}
 
   state, found = _without('module.', state, state)
-  if who not in WHO and any(k.startswith(_MOCO['teacher']) for k in state):
+  if who not in NETWORKS and any(k.startswith(_MOCO['teacher']) for k in state):
     rest = dict(state)
     networks = {}
     for name, words in _MOCO.items():
