@@ -8,6 +8,7 @@ from PIL import Image
 
 from esvit_jax.analysis import embedding, plots
 from esvit_jax.errors import UserError
+from esvit_jax.evals.neighbours import Neighbours
 
 
 def read(path) -> np.ndarray:
@@ -86,42 +87,8 @@ def test_colours_stand_below_their_image(tmp_path, channels):
 # neighbours
 
 
-def test_neighbours_are_the_most_similar_of_all():
-  rng = np.random.default_rng(0)
-  x, y = rng.standard_normal((7, 5)), rng.standard_normal((20, 5))
-  found = embedding.neighbours(x, y, 6)
-  cosine = x @ y.T
-  cosine /= np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(y, axis=1)
-  order = np.argsort(-cosine, 1)[:, :6]
-  np.testing.assert_array_equal(found.index, order)
-  np.testing.assert_allclose(
-    found.similarity, np.take_along_axis(cosine, order, 1), rtol=1e-5
-  )
-
-
-def test_chunks_change_nothing(monkeypatch):
-  x = np.random.default_rng(0).standard_normal((9, 5))
-  own = np.arange(9)
-  whole = embedding.neighbours(x, x, 3, own)
-  monkeypatch.setattr(embedding, 'CHUNK', 4)
-  np.testing.assert_array_equal(
-    embedding.neighbours(x, x, 3, own).index, whole.index
-  )
-
-
-def test_no_image_is_its_own_neighbour():
-  x = np.repeat(np.random.default_rng(0).standard_normal((4, 6)), 2, 0)
-  found = embedding.neighbours(x[2:5], x, 99, np.arange(2, 5))
-  assert found.index.shape == (3, 7)
-  np.testing.assert_array_equal(found.index[:, 0], [3, 2, 5])
-  with pytest.raises(UserError, match='no other images'):
-    embedding.neighbours(x[:1], x[:1], 5, np.array([0]))
-
-
 def test_figures_of_neighbours():
-  found = embedding.Neighbours(
-    np.array([[1, 2], [0, 2], [0, 1]]), np.full((3, 2), 0.5)
-  )
+  found = Neighbours(np.full((3, 2), 0.5), np.array([[1, 2], [0, 2], [0, 1]]))
   labels = np.array([4, 4, 5])
   told = embedding.neighbour_figures(found, labels, np.array([4, 4, -1]))
   assert told == {

@@ -11,8 +11,9 @@ from sklearn.linear_model import RidgeClassifier
 
 from esvit_jax import evals, sharding
 from esvit_jax.errors import UserError
-from esvit_jax.evals.knn import MAJORITY, figures, knn, neighbours
+from esvit_jax.evals.knn import MAJORITY, figures, knn
 from esvit_jax.evals.linear import linear
+from esvit_jax.evals.neighbours import nearest, nearest_others
 
 GOLDEN = Path(__file__).parent / 'goldens/esvit/knn.npz'
 NO_CHANGE = {'mean': (0.0,), 'std': (1.0,)}
@@ -201,16 +202,16 @@ def of_equal_length(count, seed=0):
 @pytest.mark.parametrize('rows', [2**16, 7, 40])
 def test_neighbours_are_exact_in_any_chunks(monkeypatch, devices, rows):
   """Also for ties, as in one stable sort of everything."""
-  monkeypatch.setattr(evals.knn, 'ROWS', rows)
+  monkeypatch.setattr(evals.neighbours, 'ROWS', rows)
   train, test = of_equal_length(413), of_equal_length(300, 1)
   mesh = sharding.mesh(jax.devices()[:devices])
-  cosine, index = neighbours(train, test, 30, mesh)
+  cosine, index = nearest(train, test, 30, mesh)
   exact = test @ train.T / 16
   order = np.argsort(-exact, 1, kind='stable')[:, :30]
   np.testing.assert_array_equal(index, order)
   np.testing.assert_allclose(cosine, np.take_along_axis(exact, order, 1))
   # More than a chunk has.
-  _, every = neighbours(train[:100], test[:3], 100, mesh)
+  _, every = nearest(train[:100], test[:3], 100, mesh)
   order = np.argsort(-exact[:3, :100], 1, kind='stable')
   np.testing.assert_array_equal(every, order)
 
@@ -230,23 +231,49 @@ def test_features_may_be_half_and_lie_in_a_file(tmp_path):
   assert knn(mapped, y, *test) == knn(same, y, *test)
 
 
-def test_majority_counts_heads_and_ties_go_to_the_smaller_class():
+def test_majority_counts_heads_and_ties_share():
   data = *blobs(90, 8, spread=1.5), *blobs(60, 8, spread=1.5, seed=1)
   scores = knn(*data, ks=(1, 25), temperature=MAJORITY)
-  _, index = neighbours(data[0], data[2], 25)
+  _, index = nearest(data[0], data[2], 25)
   votes = np.stack([np.bincount(data[1][i], minlength=8) for i in index])
-  right = 100 * (votes.argmax(1) == data[3]).mean()  # the first of equals
-  assert scores[25][0] == pytest.approx(right)
+  best = votes == votes.max(1, keepdims=True)
+  right = best[np.arange(60), data[3]] / best.sum(1)
+  assert (best.sum(1) > 1).any()
+  assert scores[25][0] == pytest.approx(100 * right.mean())
   assert scores[1] == knn(*data, ks=(1,))[1]
-  found = figures(*data)
-  assert found['majority_k10'] == knn(*data, temperature=MAJORITY)[10][0]
-  assert found['top1'] == found['top1_k20'] == knn(*data)[20][0]
+  every = figures(*data)
+  assert every['majority_k10'] == knn(*data, temperature=MAJORITY)[10][0]
+  assert every['top1'] == every['top1_k20'] == knn(*data)[20][0]
+
+
+def test_a_class_without_votes_is_no_answer():
+  x, _ = blobs(40)
+  y = np.full(40, 9)
+  test_y = np.arange(40) % 10  # one in ten is the class there is
+  for k in (1, 20):
+    assert knn(x, y, x, test_y, ks=(k,))[k] == (10.0, 10.0)
+  y = np.where(np.arange(40) < 20, 9, 3)
+  same = np.ones_like(x)  # all tie: both classes have half the votes
+  assert knn(same, y, same, test_y, ks=(40,))[40] == (10.0, 20.0)
+
+
+def test_no_image_is_its_own_neighbour():
+  x = np.repeat(np.random.default_rng(0).standard_normal((4, 6)), 2, 0)
+  near = nearest_others(x, np.arange(2, 5), 7)
+  assert near.index.shape == (3, 7)
+  np.testing.assert_array_equal(near.index[:, 0], [3, 2, 5])
+  np.testing.assert_allclose(near.similarity[:, 0], 1, rtol=1e-6)
+  with pytest.raises(UserError, match='2 neighbours among 1'):
+    nearest_others(x[:1], np.array([0]), 1)
+  # Among equals it may be beyond the last that is looked at.
+  near = nearest_others(np.ones((9, 3)), np.array([8, 0]), 2)
+  np.testing.assert_array_equal(near.index, [[0, 1], [1, 2]])
 
 
 def test_knn_of_what_does_not_fit_is_refused():
   x, y = blobs(20)
   with pytest.raises(UserError, match='21 neighbours'):
-    neighbours(x, x, 21)
+    nearest(x, x, 21)
   with pytest.raises(UserError, match='one network'):
     knn(x, y, x[:, :3], y)
   with pytest.raises(UserError, match='none'):

@@ -36,7 +36,7 @@ LAW = {
   ),
   'report': ('analysis workdir', ''),
   'analysis': (
-    'workdir data sharding',
+    'evals workdir data sharding',
     'jax numpy matplotlib sklearn threadpoolctl',
   ),
   'convert': ('weights workdir', ''),

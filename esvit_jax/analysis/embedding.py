@@ -10,10 +10,11 @@ import numpy as np
 
 from esvit_jax.analysis import plots
 from esvit_jax.errors import UserError
+from esvit_jax.evals.neighbours import Neighbours
 from esvit_jax.workdir import health
 
-CHUNK = 1024  # queries that are compared at a time
 RANK_IMAGES = 512  # the effective rank is read off this many
+CHUNK = 1024  # points that are compared at a time
 # Okabe and Ito's, then two more; each with a marker of its own.
 PALETTE = (
   *('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9'),
@@ -32,18 +33,6 @@ class Colors(NamedTuple):
 
   rgb: np.ndarray
   explained: np.ndarray
-
-
-class Neighbours(NamedTuple):
-  """The nearest images of some, nearest first.
-
-  Attributes:
-    index: i64[Q, k].
-    similarity: cosine, f32[Q, k].
-  """
-
-  index: np.ndarray
-  similarity: np.ndarray
 
 
 def region_colors(grids: np.ndarray) -> Colors:
@@ -92,38 +81,6 @@ def color_figures(colors: Colors) -> dict[str, float]:
     'explained': float(colors.explained.sum()),
     'explained_first': float(colors.explained[0]),
   }
-
-
-def neighbours(
-  queries: np.ndarray,
-  features: np.ndarray,
-  k: int,
-  own: np.ndarray | None = None,
-) -> Neighbours:
-  """The k images whose features point the most the same way.
-
-  Args:
-    queries: f[Q, D].
-    features: of all images, f[N, D].
-    k: at most as many as there are.
-    own: where the queries stand among `features`, i[Q], if they do; an image
-      is no neighbour of its own.
-  """
-  queries, features = _unit(queries), _unit(features)
-  k = min(k, len(features) - (own is not None))
-  if k < 1:
-    raise UserError('there are no other images to find neighbours among')
-  found = []
-  for first in range(0, len(queries), CHUNK):
-    cosine = queries[first : first + CHUNK] @ features.T  # Q N
-    if own is not None:
-      here = np.asarray(own)[first : first + CHUNK]
-      cosine[np.arange(len(here)), here] = -np.inf
-    near = np.argpartition(-cosine, k - 1, 1)[:, :k]
-    close = np.take_along_axis(cosine, near, 1)
-    order = np.lexsort((near, -close), 1)
-    found.append([np.take_along_axis(x, order, 1) for x in (near, close)])
-  return Neighbours(*(np.concatenate(x) for x in zip(*found)))
 
 
 def neighbour_figures(

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from esvit_jax import data
+from esvit_jax import data, sharding
 from esvit_jax.analysis import attention, correspondence, embedding, plots
 from esvit_jax.errors import UserError
+from esvit_jax.evals.neighbours import nearest_others
 
 IMAGES = 8
 MAPPED = 1000  # images on the map; t-SNE takes seconds
@@ -161,7 +162,10 @@ def of_gallery(
   """
   x, y = gallery.features, gallery.labels
   asked = np.array(data.spread(len(x), ASKED))
-  found = embedding.neighbours(x[asked], x, NEAREST, asked)
+  # Drawn by one process of perhaps many: on its own devices.
+  found = nearest_others(
+    x, asked, min(NEAREST, len(x) - 1), sharding.mesh(jax.local_devices())
+  )
   pixels = [plots.pixels(gallery.middle(asked), mean, std)]
   for row in found.index:
     pixels.append(plots.pixels(gallery.middle(row), mean, std))
