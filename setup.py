@@ -15,7 +15,7 @@ setup(
   packages=find_packages(include=['esvit_jax', 'esvit_jax.*']),
   package_data={
     'esvit_jax.data': ['fashion_mnist.npz', '*NOTICE*'],
-    'esvit_jax.report': ['report.css', 'report.js'],
+    'esvit_jax.report': ['templates/*'],
   },
   install_requires=[
     'absl-py',
@@ -25,6 +25,7 @@ setup(
     'flax>=0.12',
     'grain>=0.2.18',
     'jax>=0.10.2',
+    'jinja2',
     'matplotlib',
     'ml_collections>=1.1',
     'numpy',

@@ -1,7 +1,8 @@
-"""Line charts as inline SVG, to be read with and without JavaScript.
+"""Line charts: curves, ticks and labels at their places in an SVG.
 
-Colours are classes (s0, s1, ...) that report.css fills for light and dark;
-report.js moves the read-out along the curves.
+templates/macros.html draws them. Colours are classes (s0, s1, ...) that
+report.css fills for light and dark; report.js moves the read-out along the
+curves.
 """
 
 import math
@@ -9,13 +10,15 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from esvit_jax.report.markup import Markup, element
-
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 24  # margins
 COLORS = 8
+SIZE = {'width': WIDTH, 'height': HEIGHT, 'left': LEFT, 'right': WIDTH - RIGHT}
+SIZE |= {'top': TOP, 'bottom': HEIGHT - BOTTOM}
 TINY = 1e-30  # is zero to the eye
 BUCKETS = 300  # a curve keeps the lowest and the highest of each
+DOTTED = 24  # curves of at most this many points have a dot at each
+LETTER, LINE = 6.2, 12.0  # width of a letter and height of a line of a label
 
 Point = tuple[float, float | None]
 
@@ -26,6 +29,14 @@ class Series(NamedTuple):
   label: str
   points: Sequence[Point]
   color: int = 0
+
+
+class Rule(NamedTuple):
+  """A value drawn across a chart, with what it is."""
+
+  value: float
+  label: str
+  color: int | None = None
 
 
 class Scale(NamedTuple):
@@ -42,74 +53,99 @@ class Scale(NamedTuple):
     return (value - low) / (high - low)
 
 
+class Tick(NamedTuple):
+  """A label of an axis; `place` is its x or y in the SVG."""
+
+  text: str
+  place: float
+  style: str = ''
+
+
+class Line(NamedTuple):
+  """A curve as drawn: SVG paths, and its numbers for the read-out."""
+
+  label: str
+  style: str
+  newest: str
+  path: str
+  trend: str
+  dots: str
+  dot_size: float
+  numbers: str
+
+
+class Chart(NamedTuple):
+  """All that templates/macros.html needs to draw a chart.
+
+  Attributes:
+    title: of the figure.
+    words: the chart in words, for those who cannot see it.
+    step: the last one, as text.
+    plot: edges of the plot in pixels and in steps, and the width, for
+      report.js.
+    steps: ticks of the horizontal axis.
+    values: ticks of the vertical axis.
+    rules: (height of the line, height of the label, label, style).
+    lines: curves.
+  """
+
+  title: str
+  words: str
+  step: str
+  plot: str
+  steps: list[Tick]
+  values: list[Tick]
+  rules: list[tuple[float, float, str, str]]
+  lines: list[Line]
+
+
 def chart(
   title: str,
   curves: Sequence[Series],
   axis: str = 'fit',
-  rules: Sequence[tuple[float, str]] = (),
+  rules: Sequence[Rule] = (),
   last_step: float = 0,
-) -> Markup | None:
-  """A figure: title, legend with the newest values, curves over steps.
+) -> Chart | None:
+  """Places curves on a chart.
 
   Args:
     title: of the figure.
     curves: those without a finite value are left out.
     axis: 'zero' starts there, 'log' is logarithmic, 'fit' is what fits.
-    rules: values drawn across, with what they are.
+    rules: values drawn across.
     last_step: where the axis of steps ends at least.
 
   Returns:
-    Markup, or None where there is nothing to draw.
+    None where there is nothing to draw.
   """
   curves = [
     s._replace(points=drawable(s.points, axis == 'log')) for s in curves
   ]
-  curves = [s for s in curves if any(y is not None for _, y in s.points)]
+  curves = [s for s in curves if has_values(s)]
   if not curves:
     return None
+  rules = [rule for rule in rules if axis != 'log' or rule.value > 0]
   values = [y for s in curves for _, y in s.points if y is not None]
-  rules = [(y, text) for y, text in rules if axis != 'log' or y > 0]
-  values += [y for y, _ in rules]
+  values += [rule.value for rule in rules]
   steps = [x for s in curves for x, _ in s.points]
   xs = Scale(min(0, *steps), max(1, last_step, *steps))
   ys = value_scale(values, axis)
-  drawn = [
-    _grid(xs, ys),
-    [_curve(s, xs, ys) for s in curves],
-    [_rule(y, text, ys) for y, text in rules],
-    element('line', class_='cursor', y1=TOP, y2=HEIGHT - BOTTOM, hidden=True),
-  ]
-  svg = element(
-    'svg',
-    drawn,
-    viewBox=f'0 0 {WIDTH} {HEIGHT}',
-    role='img',
-    aria_label=_in_words(title, curves, xs),
-    data_plot=f'{LEFT} {WIDTH - RIGHT} {xs.low:.12g} {xs.high:.12g} {WIDTH}',
+  marks = log_ticks if ys.log else ticks
+  return Chart(
+    title,
+    _in_words(title, curves, xs),
+    f'{max(s.points[-1][0] for s in curves):,.0f}',
+    f'{LEFT} {WIDTH - RIGHT} {xs.low:.12g} {xs.high:.12g} {WIDTH}',
+    _step_ticks(xs),
+    [Tick(short(y, 6), _y(y, ys)) for y in marks(ys.low, ys.high)],
+    _place_rules(rules, ys),
+    [_line(s, len(curves) - i, xs, ys) for i, s in enumerate(curves)],
   )
-  step = max(s.points[-1][0] for s in curves)
-  legend = [
-    element(
-      'li',
-      swatch(s.color),
-      s.label,
-      ' ',
-      element('b', short(newest(s.points))),
-    )
-    for s in curves
-  ]
-  head = element(
-    'figcaption',
-    element('h3', title),
-    element('span', 'step ', element('b', f'{step:,.0f}'), class_='at'),
-    element('ul', legend, class_='legend'),
-  )
-  return element('figure', head, svg, class_='chart')
 
 
-def swatch(color: int) -> Markup:
-  """A dash in the colour of a curve, for legends."""
-  return element('i', class_=_class(color))
+def has_values(series: Series) -> bool:
+  """Whether any of its points is a number."""
+  return any(y is not None for _, y in series.points)
 
 
 def newest(points: Sequence[Point]) -> float:
@@ -221,59 +257,50 @@ def short(x: float, digits: int = 4) -> str:
   return f'{x:.{digits}g}'
 
 
-def _grid(xs: Scale, ys: Scale) -> list[Markup]:
-  """Lines and numbers of both axes."""
-  out = []
-  marks = log_ticks if ys.log else ticks
-  for value in marks(ys.low, ys.high):
-    y = _y(value, ys)
-    out.append(
-      element('line', class_='grid', x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y)
-    )
-    out.append(element('text', short(value, 6), class_='y', x=LEFT - 6, y=y))
-  for value in ticks(xs.low, xs.high):
-    x = _x(value, xs)
-    class_ = 'x end' if x > WIDTH - RIGHT - 12 else 'x'
-    out.append(
-      element('text', short(value, 6), class_=class_, x=x, y=HEIGHT - 7)
-    )
-  return out
+def _step_ticks(xs: Scale) -> list[Tick]:
+  """Labels of steps; every second or third where all would not fit."""
+  steps = ticks(xs.low, xs.high)
+  width = LETTER * max(len(short(x, 6)) for x in steps) + 8
+  room = _x(steps[1], xs) - _x(steps[0], xs)
+  marks = []
+  for step in steps[:: max(1, math.ceil(width / room))]:
+    x = _x(step, xs)
+    style = 'end' if x > WIDTH - RIGHT - width / 2 else ''
+    marks.append(Tick(short(step, 6), x, style))
+  return marks
 
 
-def _rule(value: float, text: str, ys: Scale) -> list[Markup]:
-  y = _y(value, ys)
-  below = y < TOP + 12
-  return [
-    element('line', class_='rule', x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y),
-    element(
-      'text',
-      text,
-      class_='rule',
-      x=WIDTH - RIGHT,
-      y=round(y + (11 if below else -4), 1),
-    ),
-  ]
+def _place_rules(
+  rules: Sequence[Rule], ys: Scale
+) -> list[tuple[float, float, str, str]]:
+  """Labels stand above their lines, or below where another is close."""
+  placed, last = [], TOP
+  for rule in sorted(rules, key=lambda rule: -rule.value):
+    y = _y(rule.value, ys)
+    label = y - 4 if y - LINE >= last else y + LINE - 1
+    last = max(y, label)
+    style = '' if rule.color is None else color_class(rule.color)
+    placed.append((y, round(label, 1), rule.label, style))
+  return placed
 
 
-def _curve(series: Series, xs: Scale, ys: Scale) -> list[Markup | None]:
-  """The line, its dots or its trend, and its numbers for the read-out."""
+def _line(series: Series, size: int, xs: Scale, ys: Scale) -> Line:
+  """A curve; where dots of several lie on one another, each shows a ring."""
   points = thinned(series.points)
-  color = _class(series.color)
-  numbers = ' '.join(f'{x:.12g} {y:.5g}' for x, y in points if y is not None)
-  middle = _path(trend(series.points), xs, ys)
-  line = element(
-    'path',
-    class_=f'curve {color} faint' if middle else f'curve {color}',
-    d=_path(points, xs, ys),
-    data_points=numbers,
+  middle = trend(series.points)
+  dots = []
+  if not middle and len(points) <= DOTTED:
+    dots = [(x, y) for p in points for x, y in (p, (p[0], None))]
+  return Line(
+    series.label,
+    color_class(series.color),
+    short(newest(series.points)),
+    _path(points, xs, ys),
+    _path(middle, xs, ys),
+    _path(dots, xs, ys),
+    2 + 3.5 * size,
+    ' '.join(f'{x:.12g} {y:.5g}' for x, y in points if y is not None),
   )
-  extra = None
-  if middle:
-    extra = element('path', class_=f'trend {color}', d=middle)
-  elif len(points) <= 24:
-    dots = _path([(x, y) for p in points for x, y in (p, (p[0], None))], xs, ys)
-    extra = element('path', class_=f'dots {color}', d=dots)
-  return [line, extra]
 
 
 def _path(points: Sequence[Point], xs: Scale, ys: Scale) -> str:
@@ -291,8 +318,8 @@ def _path(points: Sequence[Point], xs: Scale, ys: Scale) -> str:
   return ''.join(words)
 
 
-def _class(color: int) -> str:
-  """Colours come again, with dashes."""
+def color_class(color: int) -> str:
+  """The class of a colour in report.css; past COLORS they are dashed."""
   dashed = ' dashed' if color // COLORS % 2 else ''
   return f's{color % COLORS}{dashed}'
 

@@ -1,43 +1,21 @@
-"""Several runs on one page: figures, curves and configs side by side."""
+"""Several runs side by side: figures, evaluations, and configs that differ."""
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from esvit_jax.report import charts, curves
-from esvit_jax.report.markup import (
-  Markup,
-  element,
-  facts,
-  join,
-  table,
-  value,
-)
+from esvit_jax.report import tables
 from esvit_jax.report.records import Figure, Record
 
 ORIGIN = ('git', 'devices', 'processes')  # of run.json: what may matter
 
 
-def body(runs: Sequence[Record]) -> Markup:
-  """All sections, top to bottom."""
-  runs = distinct(runs)
-  return join(
-    [
-      element(
-        'header',
-        element('h1', f'{len(runs)} runs compared'),
-        element('p', 'Their figures, curves and configs.', class_='subtitle'),
-      ),
-      element('section', element('h2', 'Figures'), headline(runs)),
-      element('section', element('h2', 'Health'), health(runs)),
-      element(
-        'section',
-        element('h2', 'Curves'),
-        legend(runs),
-        curves.of_runs(runs),
-      ),
-      element('section', element('h2', 'Where they differ'), fields(runs)),
-    ]
-  )
+class Cell(NamedTuple):
+  """A figure of one run; the best score of a row is marked."""
+
+  text: str
+  note: str = ''
+  best: bool = False
 
 
 def distinct(runs: Sequence[Record]) -> list[Record]:
@@ -51,67 +29,63 @@ def distinct(runs: Sequence[Record]) -> list[Record]:
   return [run._replace(name=name) for run, name in zip(runs, names)]
 
 
-def headline(runs: Sequence[Record]) -> Markup:
-  """A column for each run; the best score of a kind is bold."""
-  found = [{x.label: x for x in run.headline()} for run in runs]
-  rows = [['status', *(run.status[1] for run in runs)]]
-  for label in dict.fromkeys(label for figures in found for label in figures):
-    figures = [x.get(label, Figure(label, None)) for x in found]
+def headline(runs: Sequence[Record]) -> list[tuple[str, list[Cell]]]:
+  """(figure, a cell for each run), the status first."""
+  by_run = [{x.label: x for x in run.headline()} for run in runs]
+  rows = [('status', [Cell(run.status[1]) for run in runs])]
+  for label in dict.fromkeys(label for figures in by_run for label in figures):
+    figures = [x.get(label, Figure(label, None)) for x in by_run]
     if any(x.value is not None for x in figures):
-      rows.append([label, *_cells(figures)])
-  names = [run.name for run in runs]
-  return table(['', *names], rows, 'The newest figures of each run')
+      rows.append((label, _cells(figures)))
+  return rows
 
 
-def _cells(figures: Sequence[Figure]) -> list[Markup | None]:
+def _cells(figures: Sequence[Figure]) -> list[Cell]:
   scores = [x.value for x in figures if x.unit == '%' and x.value is not None]
-  cells = []
-  for x in figures:
-    if x.value is None:
-      cells.append(None)
-      continue
-    best = len(set(scores)) > 1 and x.value == max(scores)
-    cells.append(
-      join(
-        [
-          element('strong' if best else 'span', x.text, ' ', x.sign),
-          element('div', x.note, class_='soft small') if x.note else None,
-        ]
-      )
-    )
-  return cells
+  best = max(scores) if len(set(scores)) > 1 else None
+  return [
+    Cell('–')
+    if x.value is None
+    else Cell(f'{x.text} {x.sign}'.strip(), x.note, x.value == best)
+    for x in figures
+  ]
 
 
-def health(runs: Sequence[Record]) -> Markup:
-  """The verdict of each run."""
-  rows = []
+def evaluations(runs: Sequence[Record]) -> tables.Table | None:
+  """Single figures of eval/*.json; None where there are none."""
+  by_run = []
   for run in runs:
-    lines = run.verdict() or ['nothing was reported yet']
-    rows.append((run.name, join(element('div', line) for line in lines)))
-  return element('div', facts(rows), class_='facts')
+    figures = {}
+    for content in run.evaluations:
+      of_one = content.get('figures')
+      for key, x in of_one.items() if isinstance(of_one, dict) else ():
+        if isinstance(x, (int, float)):
+          figures[f'{content["name"]}: {key}'] = x
+    by_run.append(figures)
+  keys = dict.fromkeys(key for figures in by_run for key in figures)
+  rows = [
+    [key, *(tables.value(figures.get(key)) for figures in by_run)]
+    for key in keys
+  ]
+  return tables.table(['', *_names(runs)], rows) if rows else None
 
 
-def legend(runs: Sequence[Record]) -> Markup:
-  """Whose curve has which colour."""
-  return element(
-    'ul',
-    [element('li', charts.swatch(i), run.name) for i, run in enumerate(runs)],
-    class_='legend runs',
-  )
-
-
-def fields(runs: Sequence[Record]) -> Markup:
-  """Fields of the configs, and revisions, that are not the same in all."""
+def differences(runs: Sequence[Record]) -> tables.Table | None:
+  """Fields of configs, and revisions, that are not the same in all runs."""
   rows = []
-  for of in ('config', 'origin'):
-    keys = dict.fromkeys(k for run in runs for k in getattr(run, of))
-    for key in keys:
-      if of == 'origin' and key not in ORIGIN:
+  for source in ('config', 'origin'):
+    contents = [getattr(run, source) for run in runs]
+    for key in dict.fromkeys(key for content in contents for key in content):
+      values = [content.get(key) for content in contents]
+      if source == 'origin' and key not in ORIGIN:
         continue
-      cells = [getattr(run, of).get(key) for run in runs]
-      if any(x != cells[0] for x in cells):
-        rows.append([key, *(value(x) for x in cells)])
+      if any(x != values[0] for x in values):
+        rows.append([key, *map(tables.value, values)])
   if not rows:
-    return element('p', 'Their configs are the same.', class_='soft')
-  names = [run.name for run in runs]
-  return table(['field', *names], rows, 'Fields that are not the same in all')
+    return None
+  caption = 'Fields that are not the same in all'
+  return tables.table(['field', *_names(runs)], rows, caption)
+
+
+def _names(runs: Sequence[Record]) -> list[str]:
+  return [run.name for run in runs]

@@ -1,98 +1,184 @@
-"""The curves of runs: the panels of plots.PANELS, and all that is left."""
+"""The curves of runs: a chart for each panel, and the same as numbers."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from esvit_jax.analysis.plots import PANELS
-from esvit_jax.report import charts, records
-from esvit_jax.report.charts import Series
-from esvit_jax.report.markup import Markup, element, join, table
+from esvit_jax.report import charts, records, tables
+from esvit_jax.report.charts import Chart, Rule, Series
 from esvit_jax.report.records import Record
+from esvit_jax.workdir.metrics import NETWORKS
 
 QUIET = {'step', 'train/epoch', 'train/skipped'}
 BASELINES = ('random_init', 'raw_pixels')  # drawn across the others' panel
+COLORS = {'teacher': 0, 'student': 1}  # the same in all charts of scores
 MOST_ROWS = 20  # of the table of figures, and as many evaluations
 
 
-def of_run(run: Record) -> Markup:
-  """A panel for all that changes, a line for what does not, a table."""
-  figures, still = [], []
-  for title, axis, names in panels([run]):
+class Panel(NamedTuple):
+  """A chart: its title, its axis of values, metrics and their labels."""
+
+  title: str
+  axis: str  # 'zero', 'log' or 'fit', as in charts.chart
+  names: dict[str, str]
+
+
+LOSS = Panel(
+  'loss',
+  'zero',
+  {
+    'train/loss': 'loss',
+    'train/view_loss': 'views',
+    'train/region_loss': 'regions',
+  },
+)
+PANELS = (
+  Panel(
+    'teacher, nats',
+    'zero',
+    {
+      'train/teacher_entropy': 'entropy',
+      'train/teacher_kl_uniform': 'KL of mean to uniform',
+    },
+  ),
+  Panel(
+    'features and matches, 0 to 1',
+    'zero',
+    {
+      'train/feature_spread': 'feature spread',
+      'train/distinct_matches': 'distinct matches',
+    },
+  ),
+  Panel('effective rank', 'zero', {'train/feature_rank': 'features'}),
+  Panel('learning rate', 'zero', {'train/lr': 'learning rate'}),
+  Panel('weight decay', 'zero', {'train/weight_decay': 'weight decay'}),
+  Panel('momentum of the teacher', 'fit', {'train/momentum': 'momentum'}),
+  Panel(
+    'temperature of the teacher', 'fit', {'train/teacher_temp': 'temperature'}
+  ),
+  Panel('gradient norm', 'log', {'train/grad_norm': 'gradient norm'}),
+  Panel('images per second', 'zero', {'train/images_per_s': 'images/s'}),
+  Panel(
+    'share of time waiting for data', 'zero', {'train/data_wait': 'waiting'}
+  ),
+)
+
+
+class Curves(NamedTuple):
+  """What a page shows of a run's metrics.
+
+  Attributes:
+    charts: of all that changes.
+    constant: 'name value' of all that does not.
+    numbers: the same as a table; None where nothing was measured.
+  """
+
+  charts: list[Chart]
+  constant: list[str]
+  numbers: tables.Table | None
+
+
+def of_run(run: Record) -> Curves:
+  """A chart for all that changes, a line for what does not, a table."""
+  drawn, constant = [], []
+  for panel in panels([run]):
     curves = [
-      Series(label, records.series(run.lines, name), i)
-      for i, (name, label) in enumerate(names.items())
+      Series(label, records.series(run.lines, name), _color(name, i))
+      for i, (name, label) in enumerate(panel.names.items())
     ]
-    curves = [s for s in curves if any(y is not None for _, y in s.points)]
-    if not any(changes(s) for s in curves):
-      for s in curves:
-        what = title if len(names) == 1 else s.label
-        still.append(f'{what} {charts.short(charts.newest(s.points))}')
+    curves = [s for s in curves if charts.has_values(s)]
+    if any(changes(s) for s in curves):
+      drawn.append(
+        charts.chart(
+          panel.title, curves, panel.axis, rules(run, panel), run.step
+        )
+      )
       continue
-    figures.append(
-      charts.chart(title, curves, axis, rules(run, names), run.step)
-    )
-  if not figures and not still:
-    text = 'Nothing was measured yet.'
-    return element('p', text, class_='soft')
-  parts = [element('div', figures, class_='charts')]
-  if still:
-    text = f'Constant throughout: {", ".join(still)}.'
-    parts.append(element('p', text, class_='soft below'))
-  parts.append(figures_by_step(run))
-  return join(parts)
+    for s in curves:
+      title = panel.title if len(panel.names) == 1 else s.label
+      constant.append(f'{title} {charts.short(charts.newest(s.points))}')
+  return Curves(drawn, constant, numbers(run))
 
 
-def of_runs(runs: Sequence[Record]) -> Markup:
-  """One panel for each metric, a curve in it for each run."""
+def of_runs(runs: Sequence[Record]) -> list[Chart]:
+  """A chart for each metric, a curve in it for each run."""
   last = max(run.step for run in runs)
-  figures = []
-  for title, axis, names in panels(runs):
-    for name, label in names.items():
+  drawn = []
+  for panel in panels(runs):
+    for name, label in panel.names.items():
       curves = [
         Series(run.name, records.series(run.lines, name), i)
         for i, run in enumerate(runs)
       ]
-      if not any(changes(s) for s in curves):
-        continue
-      both = title if len(names) == 1 else f'{title}: {label}'
-      figures.append(charts.chart(both, curves, axis, last_step=last))
-  figures = [x for x in figures if x is not None]
-  if not figures:
-    return element('p', 'Nothing was measured yet.', class_='soft')
-  return element('div', figures, class_='charts')
+      if any(changes(s) for s in curves):
+        drawn.append(
+          charts.chart(
+            _title(panel, label),
+            curves,
+            panel.axis,
+            shared_rules(runs, panel),
+            last,
+          )
+        )
+  return [chart for chart in drawn if chart is not None]
 
 
-def panels(runs: Sequence[Record]) -> list[tuple[str, str, dict[str, str]]]:
-  """plots.PANELS, then panels for metrics that it does not have.
-
-  Scores of one kind share a panel; other metrics have one each.
-  """
-  known = {name for _, _, names in PANELS for name in names} | QUIET
-  found = {name: None for run in runs for line in run.lines for name in line}
-  more: dict[str, dict[str, str]] = {}
-  for name in found:
-    kind, _, who = name.rpartition('/')
-    if name in known or who in BASELINES:
+def panels(runs: Sequence[Record]) -> list[Panel]:
+  """The loss, one panel for each kind of score, PANELS, and all the rest."""
+  known = {name for panel in (LOSS, *PANELS) for name in panel.names} | QUIET
+  scores: dict[str, dict[str, str]] = {}
+  others = []
+  for name in {name: None for r in runs for x in r.lines for name in x}:
+    kind, _, network = name.rpartition('/')
+    if name in known or network in BASELINES:
       continue
-    if who in records.WHO:
-      title = f'{records.KINDS.get(kind, kind)}, %'
-      more.setdefault(title, {})[name] = records.WHO[who]
+    if name == 'train/accuracy':  # beside that of test images
+      scores.setdefault('accuracy', {})[name] = 'training batches'
+    elif network in NETWORKS:
+      scores.setdefault(kind, {})[name] = NETWORKS[network]
     else:
       title = name.removeprefix('train/').replace('_', ' ')
-      more.setdefault(title, {})[name] = title
-  return [*PANELS, *((title, 'fit', names) for title, names in more.items())]
-
-
-def rules(run: Record, names) -> list[tuple[float, str]]:
-  """What is drawn across a panel: chance, or scores before training."""
-  if 'train/loss' in names:
-    return [] if run.chance is None else [(run.chance, 'chance')]
-  kinds = {name.rpartition('/')[0] for name in names} - {'train'}
-  found = [
-    (run.last(f'{kind}/{who}'), records.WHO[who])
-    for kind in kinds
-    for who in BASELINES
+      others.append(Panel(title, 'fit', {name: title}))
+  return [
+    LOSS,
+    *(
+      Panel(
+        records.score_title(kind),
+        'fit',
+        dict(sorted(scores[kind].items(), key=lambda x: _color(x[0], 0))),
+      )
+      for kind in sorted(scores, key=records.order)
+    ),
+    *PANELS,
+    *others,
   ]
-  return [(score, text) for score, text in found if score is not None]
+
+
+def rules(run: Record, panel: Panel) -> list[Rule]:
+  """What is drawn across a panel: chance, or scores before training."""
+  if panel is LOSS:
+    return [] if run.chance is None else [Rule(run.chance, 'chance')]
+  kinds = {name.rpartition('/')[0] for name in panel.names} - {'train'}
+  found = [
+    (run.last(f'{kind}/{network}'), NETWORKS[network])
+    for kind in kinds
+    for network in BASELINES
+  ]
+  return [Rule(score, label) for score, label in found if score is not None]
+
+
+def shared_rules(runs: Sequence[Record], panel: Panel) -> list[Rule]:
+  """Rules of all runs: one where they agree, else one in each run's colour."""
+  by_label: dict[str, list[Rule]] = {}
+  for i, run in enumerate(runs):
+    for rule in rules(run, panel):
+      by_label.setdefault(rule.label, []).append(rule._replace(color=i))
+  shared = []
+  for same in by_label.values():
+    if len({f'{rule.value:.3g}' for rule in same}) == 1:
+      shared.append(same[0]._replace(color=None))
+    else:
+      shared += [same[0], *(rule._replace(label='') for rule in same[1:])]
+  return shared
 
 
 def changes(series: Series) -> bool:
@@ -101,32 +187,35 @@ def changes(series: Series) -> bool:
   return len(values) == 1 or len(set(values)) > 1
 
 
-def figures_by_step(run: Record) -> Markup | None:
-  """The curves as a table, folded; evenly chosen lines of long runs."""
+def numbers(run: Record) -> tables.Table | None:
+  """Metrics by step; evenly chosen lines of long runs."""
   shown = {
-    name: title if len(names) == 1 else f'{title}: {label}'
-    for title, _, names in panels([run])
-    for name, label in names.items()
+    name: _title(panel, label)
+    for panel in panels([run])
+    for name, label in panel.names.items()
     if run.last(name) is not None
   }
   lines = [x for x in run.lines if any(name in x for name in shown)]
   if not lines:
     return None
   judged = [
-    x
-    for x in lines
-    if any(name.rpartition('/')[2] in records.WHO for name in x)
+    x for x in lines if any(name.rpartition('/')[2] in NETWORKS for name in x)
   ]
-  lines = sorted(
-    {x['step']: x for x in [*_some(lines), *_some(judged)]}.items()
-  )
-  rows = [[x['step'], *(x.get(name) for name in shown)] for _, x in lines]
-  return element(
-    'details',
-    element('summary', 'The same as numbers'),
-    table(['step', *shown.values()], rows, 'Metrics by step'),
-    class_='below',
-  )
+  chosen = {x['step']: x for x in [*_some(lines), *_some(judged)]}
+  rows = [
+    [step, *(x.get(name) for name in shown)]
+    for step, x in sorted(chosen.items())
+  ]
+  return tables.table(['step', *shown.values()], rows, 'Metrics by step')
+
+
+def _title(panel: Panel, label: str) -> str:
+  """Of one metric alone."""
+  return panel.title if len(panel.names) == 1 else f'{panel.title}: {label}'
+
+
+def _color(name: str, default: int) -> int:
+  return COLORS.get(name.rpartition('/')[2], default)
 
 
 def _some(lines: Sequence) -> Sequence:

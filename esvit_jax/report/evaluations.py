@@ -1,92 +1,91 @@
 """Scores of a run and the figures of eval/*.json, as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from esvit_jax.report import records
-from esvit_jax.report.markup import (
-  Markup,
-  element,
-  facts,
-  fields,
-  join,
-  table,
-  value,
-)
+from esvit_jax.report import records, tables
 from esvit_jax.report.records import Record
+from esvit_jax.workdir import flatten
+from esvit_jax.workdir.metrics import NETWORKS
 
 
-def of_run(run: Record) -> Markup:
-  """Scores during training, then those of stand-alone evaluations."""
-  parts = []
-  if scores := run.scores():
-    kinds = sorted({kind for kind, _ in scores}, key=records.order)
-    rows = [
-      (title, *(scores.get((kind, who)) for kind in kinds))
-      for who, title in records.WHO.items()
-      if any((kind, who) in scores for kind in kinds)
-    ]
-    titles = [records.KINDS.get(kind, kind) for kind in kinds]
-    parts.append(
-      table(
-        ['features of', *titles],
-        rows,
-        'The newest scores of the run: top-1 accuracy on test images, %',
-      )
-    )
-  for evaluation in run.evaluations:
-    parts.append(_evaluation(evaluation))
-  if not parts:
-    text = 'Nothing was scored: that takes labels and a test split.'
-    return element('p', text, class_='soft')
-  return join(parts)
+class Evaluation(NamedTuple):
+  """One file of eval/.
+
+  Attributes:
+    name: of the evaluation.
+    tables: its figures.
+    facts: (name, value) of what else it says in one line.
+    settings: flat, how it was done: config, versions and so on.
+  """
+
+  name: str
+  tables: list[tables.Table]
+  facts: list[tuple[str, object]]
+  settings: dict
 
 
-def _evaluation(evaluation: Mapping) -> Markup:
-  """One file of eval/: its figures, its tables, and how it was done."""
-  rest = dict(evaluation)
-  parts = [element('h3', rest.pop('name'))]
-  figures = rest.pop('figures', None)
+def scores(run: Record) -> tables.Table | None:
+  """The newest scores of training; None where nothing was scored."""
+  scored = run.scores()
+  kinds = sorted({kind for kind, _ in scored}, key=records.order)
+  rows = [
+    (title, *(scored.get((kind, network)) for kind in kinds))
+    for network, title in NETWORKS.items()
+    if any((kind, network) in scored for kind in kinds)
+  ]
+  if not rows:
+    return None
+  return tables.table(
+    ['features of', *map(records.score_title, kinds)],
+    rows,
+    'The newest scores of the run, on test images',
+  )
+
+
+def of_run(run: Record) -> list[Evaluation]:
+  """All stand-alone evaluations."""
+  return [_evaluation(content) for content in run.evaluations]
+
+
+def _evaluation(content: Mapping) -> Evaluation:
+  content = dict(content)
+  name = content.pop('name')
+  figures = content.pop('figures', None)
   if not isinstance(figures, Mapping):
     figures = {} if figures is None else {'figures': figures}
-  if 'table' in rest:
-    figures = {**figures, 'table': rest.pop('table')}
-  single, groups, tables = [], [], []
+  if 'table' in content:
+    figures = {**figures, 'table': content.pop('table')}
+  single, groups, whole = [], [], []
   for key, x in figures.items():
     rows = _rows(x)
     if rows is not None:
-      tables.append(_of_rows(rows, None if key == 'table' else key))
+      whole.append(tables.of_mappings(rows, '' if key == 'table' else key))
     elif isinstance(x, Mapping):
-      groups.append({'': key, **records.flat(x)})
+      groups.append({'': key, **flatten(x)})
     else:
-      single.append((key, x))
+      single.append((key, tables.value(x)))
+  parts = []
   if single:
-    rows = [(key, value(x)) for key, x in single]
-    parts.append(table(['figure', 'value'], rows))
-  parts += [_of_rows(groups), *tables]
-  said = [(k, x) for k, x in rest.items() if not isinstance(x, Mapping)]
-  if said:
-    parts.append(element('div', facts(said), class_='facts'))
-  how = {k: x for k, x in rest.items() if isinstance(x, Mapping) and x}
-  if how:
-    summary = element('summary', f'How: {", ".join(how)}')
-    parts.append(element('details', summary, fields(records.flat(how))))
-  return join(parts)
+    parts.append(tables.table(['figure', 'value'], single))
+  if groups:
+    parts.append(tables.of_mappings(groups))
+  facts = [(k, x) for k, x in content.items() if not isinstance(x, Mapping)]
+  settings = {k: x for k, x in content.items() if isinstance(x, Mapping) and x}
+  return Evaluation(name, parts + whole, facts, settings)
 
 
 def _rows(x) -> list[Mapping] | None:
-  """A table as a list of mappings, in either form; None where it is none."""
+  """A table as a list of mappings; None where it is none.
+
+  It is one already, or {'columns': [...], 'rows': [[...], ...]}, or a mapping
+  of mappings, whose keys name the rows.
+  """
   if isinstance(x, Mapping) and set(x) == {'columns', 'rows'}:
     columns, rows = x['columns'], x['rows']
     if all(isinstance(y, list) for y in (columns, rows, *rows)):
       x = [dict(zip(columns, row)) for row in rows]
+  elif isinstance(x, Mapping) and all(isinstance(y, Mapping) for y in x.values()):
+    x = [{'': key, **flatten(y)} for key, y in x.items()]
   is_table = isinstance(x, list) and all(isinstance(y, Mapping) for y in x)
   return x if is_table and x else None
-
-
-def _of_rows(rows: Sequence[Mapping], caption=None) -> Markup | None:
-  """A table of mappings; its columns are all keys that occur."""
-  columns = list(dict.fromkeys(key for row in rows for key in row))
-  if not columns:
-    return None
-  cells = [[row.get(key) for key in columns] for row in rows]
-  return table(columns, cells, caption)

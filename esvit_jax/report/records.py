@@ -8,16 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from esvit_jax.errors import UserError
-from esvit_jax.workdir import health
-
-WHO = {
-  'teacher': 'teacher',
-  'student': 'student',
-  'random_init': 'untrained network',
-  'raw_pixels': 'raw pixels',
-}
-KINDS = {'knn': 'k-NN', 'linear': 'linear', 'probe': 'probe'}
-
+from esvit_jax.workdir import flatten, health, metrics
+from esvit_jax.workdir.metrics import NETWORKS, SCORES
+from esvit_jax.workdir.terminal import duration
 
 class Figure(NamedTuple):
   """One number of the headline, None where it is not known."""
@@ -87,17 +80,17 @@ class Record(NamedTuple):
     step, steps = self.step, self.steps
     if not self.lines:
       return ('running', 'begun') if self.running else ('idle', 'not trained')
-    of = f'step {step:,}' + (f' of {steps:,}' if steps else '')
+    place = f'step {step:,}' + (f' of {steps:,}' if steps else '')
     if steps and step >= steps:
       return 'finished', f'finished, {steps:,} steps'
     if self.running:
-      return 'running', f'running, {of}'
-    return 'stopped', f'stopped at {of}'
+      return 'running', f'running, {place}'
+    return 'stopped', f'stopped at {place}'
 
   @property
   def network(self) -> str:
-    """Which of the two is judged and handed on."""
-    judged = {who for _, who in self.scores()}
+    """Which of teacher and student is judged and handed on."""
+    judged = {network for _, network in self.scores()}
     alone = 'student' in judged and 'teacher' not in judged
     return 'student' if alone else 'teacher'
 
@@ -125,20 +118,17 @@ class Record(NamedTuple):
 
   def last(self, name: str) -> float | None:
     """The newest value of a metric."""
-    for line in reversed(self.lines):
-      if line.get(name) is not None:
-        return line[name]
-    return None
+    return metrics.last(self.lines, name)
 
   def scores(self) -> dict[tuple[str, str], float]:
-    """(kind, who) -> the newest score, such as ('knn', 'teacher'): 74.0."""
-    found = {}
+    """(kind, network) -> the newest, such as ('knn', 'teacher'): 74.0."""
+    scores = {}
     for line in self.lines:
       for name, score in line.items():
-        kind, _, who = name.partition('/')
-        if who in WHO and score is not None:
-          found[kind, who] = score
-    return found
+        kind, _, network = name.partition('/')
+        if network in NETWORKS and score is not None:
+          scores[kind, network] = score
+    return scores
 
   def speed(self) -> float | None:
     """Images per second: the median report."""
@@ -151,23 +141,25 @@ class Record(NamedTuple):
     scores = self.scores()
     figures = []
     for kind in sorted({k for k, _ in scores}, key=order):
-      others = [
-        f'{WHO[who]} {scores[kind, who]:.1f}'
-        for who in ('random_init', 'raw_pixels')
-        if (kind, who) in scores
+      baselines = [
+        f'{NETWORKS[network]} {scores[kind, network]:.1f}'
+        for network in ('random_init', 'raw_pixels')
+        if (kind, network) in scores
       ]
       score = scores.get((kind, self.network))
-      note = '; '.join(filter(None, (self.network, ', '.join(others))))
-      figures.append(Figure(KINDS.get(kind, kind), score, '%', note))
+      note = '; '.join(filter(None, (self.network, ', '.join(baselines))))
+      figures.append(Figure(SCORES.get(kind, kind), score, '%', note))
     chance = '' if self.chance is None else f'chance {self.chance:.3g}'
     waiting = self.last('train/data_wait')
     waiting = '' if waiting is None else f'{100 * waiting:.0f} % data wait'
     return [
       *figures,
       Figure('effective rank', self.last('train/feature_rank')),
-      Figure('loss', self.last('train/loss'), '', chance),
+      Figure('loss', health.recent(self.lines, 'loss'), '', chance),
       Figure('images per second', self.speed(), '', waiting),
-      Figure('training time', self.seconds(), 's', 'without evaluations'),
+      Figure(
+        'training time', self.seconds(), 's', 'h:min:s, without evaluations'
+      ),
     ]
 
   def seconds(self) -> float | None:
@@ -200,7 +192,7 @@ def read(directory: str, running: bool | None = None) -> Record:
       f'no run directory {directory}: give the --workdir of a run'
     )
   config = _json(os.path.join(directory, 'config.json'))
-  lines = _lines(os.path.join(directory, 'metrics.jsonl'))
+  lines = metrics.read(os.path.join(directory, 'metrics.jsonl'))
   evaluations = []
   for file in _files(os.path.join(directory, 'eval'), '.json'):
     stem = os.path.splitext(os.path.basename(file))[0]
@@ -213,8 +205,8 @@ def read(directory: str, running: bool | None = None) -> Record:
   return Record(
     directory,
     os.path.basename(os.path.abspath(directory)),
-    flat(config),
-    lines,
+    flatten(config),
+    [_numbers(line) for line in lines],
     _json(os.path.join(directory, 'run.json')),
     evaluations,
     _files(os.path.join(directory, 'pictures'), '.png'),
@@ -223,35 +215,19 @@ def read(directory: str, running: bool | None = None) -> Record:
   )
 
 
-def flat(tree: Mapping, prefix: str = '') -> dict:
-  """{'a': {'b': 1}} -> {'a.b': 1}."""
-  out = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      out |= flat(value, f'{prefix}{key}.')
-    else:
-      out[f'{prefix}{key}'] = value
-  return out
-
-
 def order(kind: str) -> tuple:
-  """Kinds of scores in the order of KINDS, then by name."""
-  return [*KINDS, kind].index(kind), kind
+  """Kinds of scores in the order of SCORES, then by name."""
+  return [*SCORES, kind].index(kind), kind
+
+
+def score_title(kind: str) -> str:
+  """'knn' -> 'k-NN top-1, %'."""
+  return f'{SCORES.get(kind, kind)}, %'
 
 
 def series(lines: Sequence[Mapping], name: str) -> list[tuple]:
   """(step, value) where a metric was reported; None for not-a-number."""
   return [(x['step'], x[name]) for x in lines if name in x]
-
-
-def duration(seconds: float) -> str:
-  """75 -> '1 min 15 s', 4000 -> '1 h 6 min'."""
-  seconds = round(seconds)
-  if seconds < 60:
-    return f'{seconds} s'
-  if seconds < 3600:
-    return f'{seconds // 60} min {seconds % 60} s'
-  return f'{seconds // 3600} h {seconds // 60 % 60} min'
 
 
 def _text(path: str) -> str:
@@ -271,32 +247,12 @@ def _json(path: str) -> dict:
   if not text and not os.path.exists(path):
     return {}
   try:
-    found = json.loads(text)
+    content = json.loads(text)
   except ValueError as e:
     raise UserError(f'{path} is not JSON ({e}); mend or remove it') from e
-  if not isinstance(found, dict):
+  if not isinstance(content, dict):
     raise UserError(f'{path} is not a JSON object; mend or remove it')
-  return found
-
-
-def _lines(path: str) -> list[dict]:
-  """Of metrics.jsonl; one that is still being written is left out."""
-  lines = []
-  texts = _text(path).split('\n')
-  for number, text in enumerate(texts, 1):
-    if not text.strip():
-      continue
-    try:
-      line = json.loads(text)
-      step = int(line['step'])
-      lines.append({**_numbers(line), 'step': step})
-    except (ArithmeticError, LookupError, TypeError, ValueError) as e:
-      if number == len(texts):
-        break
-      raise UserError(
-        f'line {number} of {path} is no JSON object with a step; remove it'
-      ) from e
-  return lines
+  return content
 
 
 def _numbers(line: dict) -> dict:

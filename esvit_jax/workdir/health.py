@@ -208,6 +208,12 @@ def _well(reports, chance, settled) -> str:
   return f'{name}: {"; ".join(said) or "no finite loss yet"}'
 
 
+def recent(reports: list[dict], name: str) -> float | None:
+  """The median of a metric's last RECENT values, as a verdict gives it."""
+  signal = _signal(reports, name)
+  return signal.now if signal else None
+
+
 def _past_warmup(reports) -> bool:
   """Whether the learning rate has begun to fall."""
   rates = _values(reports, 'lr')

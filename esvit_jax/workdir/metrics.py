@@ -3,8 +3,24 @@
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 
 from esvit_jax.errors import UserError
+
+# Scores are named kind/network, such as 'knn/teacher': top-1 accuracy on test
+# images in percent.
+SCORES = {
+  'knn': 'k-NN',
+  'linear': 'linear',
+  'probe': 'probe',
+  'accuracy': 'accuracy',
+}
+NETWORKS = {
+  'teacher': 'teacher',
+  'student': 'student',
+  'random_init': 'untrained network',
+  'raw_pixels': 'raw pixels',
+}
 
 
 class Metrics:
@@ -68,10 +84,7 @@ class Metrics:
 
   def last(self, name: str) -> float | None:
     """The newest value of a metric, or None."""
-    for line in reversed([*self.history, self.pending]):
-      if line.get(name) is not None:
-        return line[name]
-    return None
+    return last([*self.history, self.pending], name)
 
   def close(self) -> None:
     self.flush()
@@ -80,16 +93,37 @@ class Metrics:
 
 
 def read(path: str) -> list[dict]:
-  """The lines of a metrics.jsonl; a torn last line is left out."""
+  """The lines of a metrics.jsonl; one that is still being written is left out.
+
+  Raises:
+    UserError: a line is no JSON object with a step.
+  """
+  if not os.path.exists(path):
+    return []
+  with open(path, encoding='utf-8', errors='replace') as f:
+    texts = f.read().split('\n')
   lines = []
-  if os.path.exists(path):
-    with open(path, encoding='utf-8') as f:
-      for line in f:
-        try:
-          lines.append(json.loads(line))
-        except json.JSONDecodeError:
-          break
+  for number, text in enumerate(texts, 1):
+    if not text.strip():
+      continue
+    try:
+      line = json.loads(text)
+      lines.append({**line, 'step': int(line['step'])})
+    except (ArithmeticError, LookupError, TypeError, ValueError) as e:
+      if number == len(texts):
+        break
+      raise UserError(
+        f'line {number} of {path} is no JSON object with a step; remove it'
+      ) from e
   return lines
+
+
+def last(lines: Sequence[Mapping], name: str) -> float | None:
+  """The newest value of a metric, or None."""
+  for line in reversed(lines):
+    if line.get(name) is not None:
+      return line[name]
+  return None
 
 
 def _finite(value) -> float | None:

@@ -1,0 +1,93 @@
+"""The PNG files of a run, embedded, with what they show."""
+
+import base64
+import os
+import struct
+from typing import NamedTuple
+
+from esvit_jax.report.records import Record
+
+# File name -> title and what is seen, in this order.
+CAPTIONS = {
+  'views': (
+    'What the network sees',
+    'A row for each image: its augmented views, as they enter the network.',
+  ),
+  'reconstruction': (
+    'Reconstruction',
+    'The image, the image as masked, and what the network reconstructed.',
+  ),
+  'corrupted': (
+    'Corruption',
+    'The image, the corrupted image that the student sees, and its '
+    'reconstruction.',
+  ),
+  'matches': (
+    'Matched regions',
+    'The regions of two views of one image whose features are most similar.',
+  ),
+  'attention': (
+    'Attention',
+    'Where the heads of the last block attend, from the widest map to the '
+    'narrowest.',
+  ),
+  'pca': (
+    'Principal components of regions',
+    'The first three principal components of region features as red, green '
+    'and blue. Regions of one colour have similar features.',
+  ),
+  'neighbours': (
+    'Nearest neighbours',
+    'An image at the left, then the images of most similar features. Where '
+    'there are labels, blue frames the same class and orange another.',
+  ),
+  'map': (
+    'Map of images',
+    'Features in two dimensions: neighbours are similar, distances between '
+    'groups mean little.',
+  ),
+  'heads': (
+    'Attention heads',
+    'Entropy and distance of the attention of each head, block by block.',
+  ),
+  'cka': (
+    'Similarity of layers',
+    'CKA of the features of each pair of layers: 1 where they are the same up '
+    'to a rotation and a scale.',
+  ),
+}
+
+
+class Picture(NamedTuple):
+  """A picture as a data URL; `url` is empty where the file is not whole."""
+
+  file: str
+  title: str
+  caption: str
+  url: str = ''
+  width: int = 0
+  height: int = 0
+
+
+def of_run(run: Record) -> list[Picture]:
+  """All pictures, those of CAPTIONS first."""
+  paths = {os.path.splitext(os.path.basename(x))[0]: x for x in run.pictures}
+  order = [x for x in CAPTIONS if x in paths]
+  order += [x for x in paths if x not in CAPTIONS]
+  return [_picture(name, paths[name]) for name in order]
+
+
+def _picture(name: str, path: str) -> Picture:
+  title, caption = CAPTIONS.get(name, (f'{name}.png', ''))
+  picture = Picture(f'{name}.png', title, caption)
+  try:
+    with open(path, 'rb') as f:
+      data = f.read()
+  except OSError:
+    return picture
+  # It may be in the middle of being drawn.
+  if data[:8] != b'\x89PNG\r\n\x1a\n' or b'IEND' not in data[-12:]:
+    return picture
+  width, height = struct.unpack('>II', data[16:24])
+  url = f'data:image/png;base64,{base64.b64encode(data).decode()}'
+  return picture._replace(url=url, width=width, height=height)
