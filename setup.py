@@ -34,6 +34,7 @@ setup(
     'pillow',
     'rich',
     'safetensors',
+    'scipy',
     'simplejpeg',
     'tensorflow-datasets>=4.9.10',
   ],

@@ -209,7 +209,7 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
     metrics.flush()
     paths = []
     if album is not None and int(state.step) == steps:
-      album.update(state, metrics.history, gallery(judge), last=True)
+      album.update(state, gallery(judge), last=True)
       paths = album.paths
     if out is not None:
       paths = [*paths, report.build([directory], running=False)]
@@ -266,7 +266,7 @@ def _loop(job, state, judge, checkpoints, metrics, progress, album):
           if progress.out is not None and not last:
             metrics.flush()
             if album is not None:
-              album.update(state, metrics.history, gallery(judge))
+              album.update(state, gallery(judge))
             with contextlib.suppress(UserError):  # a page must not end a run
               report.build([judge.directory])
       if last or stop or (save_every and done % save_every == 0):

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from esvit_jax.analysis import embedding, plots
+from esvit_jax.analysis import embedding
+from esvit_jax.analysis.plots.embedding import (
+  MARKERS,
+  PALETTE,
+  neighbours_png,
+  plane_png,
+  regions_png,
+)
+from esvit_jax.analysis.plots.images import BLUE, ORANGE
 from esvit_jax.errors import UserError
 from esvit_jax.evals.neighbours import Neighbours
 
@@ -38,9 +46,8 @@ def test_things_have_one_colour_in_all_images():
     assert np.abs(found.rgb[kind == i] - means[i]).max() < 0.05
     assert all(np.abs(means[i] - means[j]).max() > 0.3 for j in range(i))
   # Four things span three dimensions.
-  told = embedding.color_figures(found)
-  assert told['explained'] == pytest.approx(1, abs=1e-3)
-  assert told['explained'] > told['explained_first'] > 0.3
+  assert found.explained.sum() == pytest.approx(1, abs=1e-3)
+  assert found.explained.sum() > found.explained[0] > 0.3
 
 
 def test_components_are_those_of_the_singular_values():
@@ -61,7 +68,7 @@ def test_components_are_those_of_the_singular_values():
 def test_dead_regions_and_thin_features_are_grey_not_broken():
   found = embedding.region_colors(np.ones((1, 2, 2, 2)))
   np.testing.assert_array_equal(found.rgb, 0.5)
-  assert np.isfinite(list(embedding.color_figures(found).values())).all()
+  assert np.isfinite(found.explained).all()
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -72,7 +79,7 @@ def test_colours_stand_below_their_image(tmp_path, channels):
   rgb[1, ..., 2] = 1
   path = tmp_path / 'pca.png'
   colors = embedding.Colors(rgb, np.array([0.5, 0.2, 0.1]))
-  embedding.regions_png(path, images, colors)
+  regions_png(path, images, colors)
   picture = read(path)
   height, width = picture.shape[:2]
   for color, columns in (
@@ -111,14 +118,9 @@ def test_frames_tell_the_class(tmp_path):
   path = tmp_path / 'neighbours.png'
   counts = []
   for known in (None, same, ~same):
-    names = [['cat'] * 4] * 2 if known is not None else None
-    embedding.neighbours_png(
-      path, queries, images, rng.random((2, 3)), known, names
-    )
+    neighbours_png(path, queries, images, rng.random((2, 3)), known)
     picture = read(path)
-    counts.append(
-      [near(picture, x).sum() > 2000 for x in (plots.BLUE, plots.ORANGE)]
-    )
+    counts.append([near(picture, x).sum() > 2000 for x in (BLUE, ORANGE)])
   assert counts == [[False, False], [False, True], [True, False]]
 
 
@@ -174,18 +176,18 @@ def test_bad_maps_in_one_line(monkeypatch):
 def test_up_to_ten_classes_have_a_colour_each(tmp_path):
   x, labels = groups(10, 20, 2)
   path = tmp_path / 'map.png'
-  embedding.plane_png(path, x, labels, [f'class {i}' for i in range(10)])
+  plane_png(path, x, labels, [f'class {i}' for i in range(10)])
   picture = read(path)
   legend = picture[:, int(picture.shape[1] * 0.83) :]
-  for color in embedding.PALETTE:
+  for color in PALETTE:
     assert near(legend, color, 20).sum() > 10, color
-  assert len(set(embedding.PALETTE)) == len(set(embedding.MARKERS)) == 10
+  assert len(set(PALETTE)) == len(set(MARKERS)) == 10
 
 
 @pytest.mark.parametrize('count', [0, 1, 11, 130])
 def test_maps_of_any_number_of_classes(tmp_path, count):
   x, labels = groups(max(count, 1), 4, 2)
   path = tmp_path / 'map.png'
-  embedding.plane_png(path, x, labels if count else None, title='a network')
+  plane_png(path, x, labels if count else None, title='a network')
   picture = read(path)
   assert (picture.max(2) < 250).sum() > 500

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from esvit_jax.analysis import correspondence, plots
+from esvit_jax.analysis import correspondence
+from esvit_jax.analysis.plots.correspondence import matches_png
+from esvit_jax.analysis.plots.images import pixels, views_png
 
 
 def read(path) -> np.ndarray:
@@ -79,9 +81,8 @@ def test_correspondences_are_drawn_over_both_views(tmp_path):
   x = grid(4, 4)
   images = np.full((40, 40, 3), 0.5), np.full((20, 20, 1), 0.5)
   few, many = tmp_path / 'few.png', tmp_path / 'many.png'
-  draw = correspondence.correspondences_png
-  draw(few, *images, x, x[::-1], top=1)
-  draw(many, *images, x, x[::-1], top=12)
+  matches_png(few, *images, x, x[::-1], top=1)
+  matches_png(many, *images, x, x[::-1], top=12)
 
   def colored(path):
     picture = read(path)[100:]  # below the title
@@ -99,13 +100,13 @@ def test_correspondences_are_drawn_over_both_views(tmp_path):
 def test_pixels_undo_the_normalisation(C):
   image = np.random.default_rng(0).random((2, 5, 4, C)).astype(np.float32)
   mean, std = np.linspace(0.2, 0.5, C), np.linspace(0.2, 0.3, C)
-  back = plots.pixels((image - mean) / std, mean, std)
+  back = pixels((image - mean) / std, mean, std)
   np.testing.assert_allclose(back, image, atol=1e-6)
 
 
 def test_pixels_of_many_channels_can_be_looked_at():
   image = np.zeros((2, 5, 4, 6), np.float32)
-  assert plots.pixels(image, [0.5] * 6, [1.0] * 6).shape == (2, 5, 4, 1)
+  assert pixels(image, [0.5] * 6, [1.0] * 6).shape == (2, 5, 4, 1)
 
 
 def test_views_stand_in_rows_and_columns_pixel_by_pixel(tmp_path):
@@ -119,7 +120,7 @@ def test_views_stand_in_rows_and_columns_pixel_by_pixel(tmp_path):
     arrays[name] = np.broadcast_to(level[..., None, None, None], shape)
     levels += list(level.ravel())
   path = tmp_path / 'views.png'
-  plots.views_png(path, arrays, (0.0,) * 3, (1.0,) * 3, rows=2)
+  views_png(path, arrays, (0.0,) * 3, (1.0,) * 3, rows=2)
   picture = read(path)
   level, count = np.unique(picture[30:, :, 0], return_counts=True)
   count = dict(zip(level.tolist(), count.tolist()))
@@ -132,62 +133,3 @@ def test_views_stand_in_rows_and_columns_pixel_by_pixel(tmp_path):
       assert area == pytest.approx((zoom * size) ** 2, rel=0.05)
     for x in hidden[:, :, 0, 0, 0].ravel():
       assert count.get(round(x * 255), 0) < 100
-
-
-# curves
-
-
-def lines(steps=30):
-  out = [{'step': 0, 'knn/random_init': 70.0, 'knn/raw_pixels': 81.0}]
-  for i in range(1, steps + 1):
-    out.append(
-      {
-        'step': 10 * i,
-        'train/loss': 5 / i,
-        'train/view_loss': 6 / i,
-        'train/lr': 1e-3 * i,
-        'train/grad_norm': 10.0 ** (i % 4),
-        'train/teacher_temp': 0.04,
-        'train/teacher_entropy': None if i == 3 else 2.0 + i,
-      }
-    )
-  out[-1] |= {'knn/teacher': 75.0, 'knn/student': 74.0}
-  return out
-
-
-def size(path):
-  with Image.open(path) as image:
-    return image.size
-
-
-def test_curves_have_a_panel_for_what_changes(tmp_path):
-  path = tmp_path / 'curves.png'
-  plots.curves_png(path, lines(), np.log(256))
-  three = size(path)  # loss, k-NN, teacher / learning rate, gradient norm
-  without = [{k: v for k, v in x.items() if 'knn' not in k} for x in lines()]
-  plots.curves_png(path, without)
-  assert size(path) == three  # four panels are two rows as well
-  rate = [{'step': x['step'], 'train/lr': x['step']} for x in lines()]
-  plots.curves_png(path, rate)
-  assert size(path)[0] == three[0] // 3
-  assert size(path)[1] == three[1] // 2
-
-
-@pytest.mark.parametrize('count', [0, 1])
-def test_a_run_without_reports_has_a_picture_too(tmp_path, count):
-  path = tmp_path / 'curves.png'
-  plots.curves_png(path, lines(0)[:count], np.log(256))
-  assert size(path)[0] > 100
-
-
-def test_curves_show_the_figures(tmp_path):
-  """The same run with another loss is another picture."""
-  a, b = tmp_path / 'a.png', tmp_path / 'b.png'
-  plots.curves_png(a, lines(), np.log(256))
-  other = [dict(x) for x in lines()]
-  for x in other[5:]:
-    x['train/loss'] += 1
-  plots.curves_png(b, other, np.log(256))
-  assert (read(a) != read(b)).any()
-  plots.curves_png(b, lines(), np.log(256))
-  assert (read(a) == read(b)).all()

@@ -12,6 +12,7 @@ from PIL import Image
 
 from esvit_jax import models
 from esvit_jax.analysis import representation
+from esvit_jax.analysis.plots.layers import heat_map_png
 from esvit_jax.errors import UserError
 from esvit_jax.models.layers import layer_norm
 from esvit_jax.weights import tables
@@ -205,7 +206,7 @@ def test_the_heat_map_is_dark_where_layers_differ(tmp_path):
   names = (*(f'block{i}' for i in range(12)), 'output')
   found = representation.Similarity(names, names, cka, None)
   path = tmp_path / 'cka.png'
-  representation.heat_map_png(path, found, 'a', 'b')
+  heat_map_png(path, found, 'a', 'b')
   with Image.open(path) as image:
     gray = np.asarray(image.convert('L')).astype(int)
   bright = gray[:, : gray.shape[1] * 3 // 4] > 200

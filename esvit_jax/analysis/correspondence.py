@@ -1,13 +1,17 @@
-"""Which regions of two views a network takes for the same (spec 9)."""
+"""Which regions of two views have the most similar features.
+
+EsViT (arXiv 2106.09785), section 4.3: correspondence learning.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from esvit_jax.analysis import plots
 from esvit_jax.errors import UserError
+from esvit_jax.models.layers import l2_normalize
 
 TOP = 10  # published: only the pairs it is surest of count
 # Published: what makes the copy of an image, as a view of augment.view_groups
@@ -129,72 +133,9 @@ def mean_flip_score(
   return {**means, 'images': len(found)}
 
 
-def correspondences_png(
-  path: str,
-  image1: np.ndarray,
-  image2: np.ndarray,
-  grid1: np.ndarray,
-  grid2: np.ndarray,
-  top: int = TOP,
-) -> None:
-  """Draws two views and lines between the regions that match best.
-
-  Args:
-    path: of the picture.
-    image1: view in 0..1, f32[H, W, C] (see plots.pixels).
-    image2: another, of any size.
-    grid1: region features of the first, f32[h, w, D].
-    grid2: of the second.
-    top: number of lines, the surest matches.
-  """
-  from matplotlib import colormaps
-  from matplotlib.figure import Figure
-  from matplotlib.patches import ConnectionPatch
-  from matplotlib.patheffects import Normal, Stroke
-
-  figure = Figure(figsize=(8, 4.2), dpi=150, layout='constrained')
-  axes = figure.subplots(1, 2)
-  for ax, image in zip(axes, (image1, image2)):
-    plots.draw(ax, image)
-  matches = match(grid1, grid2)
-  shown = min(top, len(matches.similarity))
-  colors = colormaps['plasma'](np.linspace(0.95, 0.15, shown))
-  halo = [Stroke(linewidth=3.5, foreground='white'), Normal()]
-  for rank in reversed(range(shown)):  # the surest on top
-    ends = [
-      _centre(matches.first[rank], grid1, image1),
-      _centre(matches.second[rank], grid2, image2),
-    ]
-    line = ConnectionPatch(
-      *ends,
-      coordsA=axes[0].transData,
-      coordsB=axes[1].transData,
-      color=colors[rank],
-      linewidth=1.8,
-      path_effects=halo,
-    )
-    figure.add_artist(line)
-    for ax, end in zip(axes, ends):
-      ax.plot(*end, 'o', ms=7, mfc=colors[rank], mec='white', mew=1.2)
-  surest, least = matches.similarity[[0, shown - 1]]
-  figure.suptitle(
-    f'{shown} surest matches of regions, cosine {surest:.3f} (yellow) to '
-    f'{least:.3f} (purple)',
-    fontsize=10,
-  )
-  figure.savefig(path)
-
-
-def _centre(position, grid, image) -> tuple[float, float]:
-  """x and y in pixels of a region's middle, where a pixel's is whole."""
-  y, x = (position + 0.5) * image.shape[:2] / grid.shape[:2] - 0.5
-  return x, y
-
-
 def _positions(index, grid) -> np.ndarray:
   return np.stack(np.unravel_index(index, grid.shape[:2]), 1)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-  x = np.asarray(x, np.float32)
-  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+  return np.asarray(l2_normalize(jnp.asarray(x, jnp.float32)))

@@ -3,24 +3,18 @@
 Axes: B images, h w a map of regions, D channels, N images, Q queries.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from scipy.spatial import cKDTree
 
-from esvit_jax.analysis import plots
 from esvit_jax.errors import UserError
 from esvit_jax.evals.neighbours import Neighbours
+from esvit_jax.models.layers import l2_normalize
 from esvit_jax.workdir import health
 
 RANK_IMAGES = 512  # the effective rank is read off this many
-CHUNK = 1024  # points that are compared at a time
-# Okabe and Ito's, then two more; each with a marker of its own.
-PALETTE = (
-  *('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9'),
-  *('#B8A800', '#000000', '#8C564B', '#7F7F7F'),
-)
-MARKERS = 'osD^vPX*<>'
 
 
 class Colors(NamedTuple):
@@ -75,31 +69,23 @@ def components(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
   )
 
 
-def color_figures(colors: Colors) -> dict[str, float]:
-  """How much of the regions the colours tell."""
-  return {
-    'explained': float(colors.explained.sum()),
-    'explained_first': float(colors.explained[0]),
-  }
-
-
 def neighbour_figures(
-  found: Neighbours,
+  near: Neighbours,
   labels: np.ndarray | None = None,
   query_labels: np.ndarray | None = None,
 ) -> dict[str, float]:
   """Mean cosine of neighbours, and in percent how many share the label.
 
   Args:
-    found: of Q images.
+    near: of Q images.
     labels: of all images, i[N]; -1 is none.
     query_labels: of the Q images.
   """
-  out = {'similarity': float(found.similarity.mean())}
+  out = {'similarity': float(near.similarity.mean())}
   if labels is not None and query_labels is not None:
-    asked = np.asarray(query_labels)
-    same = np.asarray(labels)[found.index] == asked[:, None]
-    same = same[asked >= 0]
+    own = np.asarray(query_labels)
+    same = np.asarray(labels)[near.index] == own[:, None]
+    same = same[own >= 0]
     if len(same):
       out |= {
         'same_label': 100 * float(same.mean()),
@@ -167,226 +153,23 @@ def plane_figures(
     effective_rank of the features and, with labels, same_label: how many
     images in a hundred have one of their class nearest on the map.
   """
-  found = {'effective_rank': health.rankme(features[:RANK_IMAGES])}
+  figures = {'effective_rank': health.rankme(features[:RANK_IMAGES])}
   if labels is not None:
     labels = np.asarray(labels)
     known = np.flatnonzero(labels >= 0)
     if len(known) > 1:
-      x = np.asarray(points, np.float64)[known]
-      nearest = _nearest(x)
+      nearest = _nearest(np.asarray(points, np.float64)[known])
       same = labels[known][nearest] == labels[known]
-      found['same_label'] = 100 * float(same.mean())
-  return found
+      figures['same_label'] = 100 * float(same.mean())
+  return figures
 
 
-def regions_png(path: str, images: np.ndarray, colors: Colors) -> None:
-  """Draws images, and below each its regions as colours.
-
-  Args:
-    path: of the picture.
-    images: in 0..1 (see plots.pixels), f32[B, H, W, C].
-    colors: of the same images.
-  """
-  from matplotlib.figure import Figure
-
-  count = len(images)
-  tall = images.shape[1] / images.shape[2]
-  figure = Figure(
-    figsize=(1.4 * count, 2 * 1.4 * tall + 0.35), dpi=120, layout='constrained'
-  )
-  figure.get_layout_engine().set(w_pad=0.025, h_pad=0.025, wspace=0, hspace=0)
-  axes = figure.subplots(2, count, squeeze=False)
-  height, width = images.shape[1:3]
-  for (upper, lower), image, rgb in zip(axes.T, images, colors.rgb):
-    plots.draw(upper, image)
-    rows = np.arange(height) * len(rgb) // height
-    cols = np.arange(width) * rgb.shape[1] // width
-    plots.draw(lower, rgb[rows][:, cols])
-  share = 100 * colors.explained.sum()
-  figure.suptitle(
-    f'regions by their first three components, {share:.0f} % of the variance',
-    fontsize=9,
-    x=0.01,
-    ha='left',
-    color=plots.INK,
-  )
-  figure.savefig(path)
-
-
-def neighbours_png(
-  path: str,
-  queries: np.ndarray,
-  images: np.ndarray,
-  similarity: np.ndarray,
-  same: np.ndarray | None = None,
-  names: Sequence[Sequence[str]] | None = None,
-) -> None:
-  """Draws a row for each query: itself, then its neighbours.
-
-  Args:
-    path: of the picture.
-    queries: in 0..1 (see plots.pixels), f32[Q, H, W, C].
-    images: their neighbours, f32[Q, k, H, W, C].
-    similarity: of them, f32[Q, k].
-    same: whether they have the query's label, bool[Q, k]; framed in blue
-      where they have, in orange where not.
-    names: of the classes, the query's first, Q times 1 + k.
-  """
-  from matplotlib.figure import Figure
-
-  rows, k = images.shape[:2]
-  tall = images.shape[2] / images.shape[3]
-  line = 1.2 * tall + 0.24
-  figure = Figure(
-    figsize=(1.2 * (1 + k) + 0.1, line * rows + 0.3),
-    dpi=120,
-    layout='constrained',
-  )
-  figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
-  axes = figure.subplots(rows, 1 + k, squeeze=False)
-  for q in range(rows):
-    shown = [queries[q], *images[q]]
-    for column, (ax, image) in enumerate(zip(axes[q], shown)):
-      plots.draw(ax, image)
-      text = '' if names is None else _short(names[q][column])
-      if column:
-        text = f'{text} {similarity[q, column - 1]:.2f}'.strip()
-      color = plots.INK
-      if column and same is not None:
-        color = plots.BLUE if same[q, column - 1] else '#B35900'
-        _frame(ax, plots.BLUE if same[q, column - 1] else plots.ORANGE)
-      ax.set_title(
-        text, fontsize=7, pad=4, color=color, weight=None if column else 'bold'
-      )
-  told = 'each row: an image, then its nearest by cosine'
-  if same is not None:
-    told += f'; {100 * same.mean():.0f} % of its class (blue), others orange'
-  figure.suptitle(told, fontsize=9, x=0.01, ha='left', color=plots.INK)
-  figure.savefig(path)
-
-
-def plane_png(
-  path: str,
-  points: np.ndarray,
-  labels: np.ndarray | None = None,
-  names: Sequence[str] | None = None,
-  title: str = '',
-) -> None:
-  """Draws images as points in the colours of their classes.
-
-  Up to ten classes have a colour and a marker each; of more, the name stands
-  in the middle of its class, where there is room for it.
-
-  Args:
-    path: of the picture.
-    points: f[N, 2].
-    labels: i[N]; -1 is none and drawn in grey.
-    names: of classes; their numbers if not given.
-    title: such as the name of the network.
-  """
-  from matplotlib import colormaps
-  from matplotlib.figure import Figure
-
-  labels = np.full(len(points), -1) if labels is None else np.asarray(labels)
-  classes = np.unique(labels[labels >= 0])
-  few = len(classes) <= len(PALETTE)
-  figure = Figure(
-    figsize=(6.4 if few and len(classes) else 5.6, 5.2),
-    dpi=120,
-    layout='constrained',
-  )
-  ax = figure.subplots()
-  size = float(np.clip(12000 / len(points), 6, 30))
-  if (labels < 0).any():
-    ax.scatter(*points[labels < 0].T, s=size, color=plots.FAINT, lw=0)
-  # In no order of classes, so that none lies over all others.
-  drawn = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))
-  style = {'s': size, 'alpha': 0.8, 'lw': 0}
-  if few:
-    for part in np.array_split(drawn, 8):
-      for i, c in enumerate(classes):
-        here = points[part[labels[part] == c]]
-        ax.scatter(*here.T, color=PALETTE[i], marker=MARKERS[i], **style)
-  else:
-    # Golden section: classes of neighbouring numbers get far hues.
-    hues = np.searchsorted(classes, labels[drawn]) * 0.618034 % 1
-    colors = colormaps['turbo'](0.05 + 0.9 * hues)
-    ax.scatter(*points[drawn].T, color=colors, **style)
-  called = [str(c if names is None else names[c]) for c in classes]
-  if few and len(classes):
-    for i, name in enumerate(called):
-      ax.scatter([], [], s=32, color=PALETTE[i], marker=MARKERS[i], label=name)
-    ax.legend(
-      loc='center left',
-      bbox_to_anchor=(1, 0.5),
-      fontsize=8,
-      frameon=False,
-      labelcolor=plots.INK,
-      handletextpad=0.3,
-    )
-  elif len(classes) <= 120:
-    _name_classes(ax, points, labels, classes, called)
-  ax.set_xticks([])
-  ax.set_yticks([])
-  ax.spines[:].set_color(plots.FAINT)
-  ax.spines[:].set_alpha(0.5)
-  if title:
-    ax.set_title(title, fontsize=9, loc='left', color=plots.INK)
-  figure.savefig(path)
-
-
-def _name_classes(ax, points, labels, classes, called) -> None:
-  """Names that fit without overlap, those of the densest classes first."""
-  from matplotlib.patheffects import Normal, Stroke
-
-  halo = [Stroke(linewidth=2, foreground='white'), Normal()]
-  named = []
-  for c, name in zip(classes, called):
-    own = points[labels == c]
-    middle = np.median(own, 0)
-    text = ax.text(
-      *middle,
-      _short(name, 20),
-      ha='center',
-      va='center',
-      fontsize=7,
-      color=plots.INK,
-      path_effects=halo,
-    )
-    spread = np.median(np.linalg.norm(own - middle[None], axis=1))
-    named.append((float(spread), text))
-  ax.figure.draw_without_rendering()  # places are known from here on
-  taken = []
-  for _, text in sorted(named, key=lambda x: x[0]):
-    box = text.get_window_extent()
-    if any(box.overlaps(other) for other in taken):
-      text.set_visible(False)
-    else:
-      taken.append(box)
-
-
-def _frame(ax, color: str) -> None:
-  ax.axis('on')
-  ax.set_xticks([])
-  ax.set_yticks([])
-  ax.spines[:].set(color=color, linewidth=2.5)
-
-
-def _short(name: str, most: int = 14) -> str:
-  return name if len(name) <= most else name[: most - 1] + '…'
-
-
-def _nearest(x: np.ndarray) -> np.ndarray:
+def _nearest(points: np.ndarray) -> np.ndarray:
   """The nearest other point of each: f[N, 2] -> i64[N]."""
-  found = []
-  for first in range(0, len(x), CHUNK):
-    here = x[first : first + CHUNK]
-    square = ((here[:, None] - x[None]) ** 2).sum(-1)
-    square[np.arange(len(here)), first + np.arange(len(here))] = np.inf
-    found.append(square.argmin(1))
-  return np.concatenate(found)
+  _, near = cKDTree(points).query(points, 2)
+  own = near[:, 0] == np.arange(len(points))  # not so for equal points
+  return np.where(own, near[:, 1], near[:, 0])
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-  x = np.asarray(x, np.float32)
-  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+  return np.asarray(l2_normalize(jnp.asarray(x, jnp.float32)))

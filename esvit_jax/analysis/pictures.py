@@ -9,7 +9,15 @@ import jax
 import numpy as np
 
 from esvit_jax import data, sharding
-from esvit_jax.analysis import attention, correspondence, embedding, plots
+from esvit_jax.analysis import attention, embedding
+from esvit_jax.analysis.plots.attention import attention_png
+from esvit_jax.analysis.plots.correspondence import matches_png
+from esvit_jax.analysis.plots.embedding import (
+  neighbours_png,
+  plane_png,
+  regions_png,
+)
+from esvit_jax.analysis.plots.images import columns_png, pixels, views_png
 from esvit_jax.errors import UserError
 from esvit_jax.evals.neighbours import nearest_others
 
@@ -27,13 +35,13 @@ class Gallery(NamedTuple):
     features: f32[N, D].
     labels: i32[N].
     classes: their names.
-    middle: indices -> normalised images f32[n, H, W, C].
+    images: indices -> normalised images f32[n, H, W, C].
   """
 
   features: np.ndarray
   labels: np.ndarray
   classes: Sequence[str] | None
-  middle: Callable
+  images: Callable
 
 
 class Album:
@@ -51,25 +59,24 @@ class Album:
     self.paths: list[str] = []
     self._began, self._spent, self._guess = time.monotonic(), 0.0, FIRST_GUESS
 
-  def update(self, state, lines, gallery=None, last: bool = False) -> None:
+  def update(self, state, gallery=None, last: bool = False) -> None:
     """Draws, if there is time for it; the `last` state is always drawn."""
     began = time.monotonic()
     allowed = SHARE * (began - self._began)
     if last or self._spent + self._guess <= allowed:
       folder = os.path.join(self.directory, 'pictures')
       os.makedirs(folder, exist_ok=True)
-      self.paths = draw(self.job, state, lines, self.inspect, gallery, folder)
+      self.paths = draw(self.job, state, self.inspect, gallery, folder)
       self._guess = time.monotonic() - began
       self._spent += self._guess
 
 
-def draw(job, state, lines, inspect, gallery, folder: str) -> list[str]:
-  """Draws a run's curves, views, matches, and what its network makes of them.
+def draw(job, state, inspect, gallery, folder: str) -> list[str]:
+  """Draws a run's views, matches, and what its network makes of them.
 
   Args:
     job: of the run.
     state: its state; the network to hand on is drawn.
-    lines: of metrics.jsonl.
     inspect: (variables, images) -> (Features, intermediates) of the backbone.
     gallery: labelled images, or None.
     folder: for the pictures.
@@ -77,11 +84,9 @@ def draw(job, state, lines, inspect, gallery, folder: str) -> list[str]:
   Returns:
     Their paths.
   """
-  paths = [os.path.join(folder, 'curves.png')]
-  plots.curves_png(paths[0], lines, job.method.chance)
   whole = (state.params, state.teacher)
   if not all(x.is_fully_replicated for x in jax.tree.leaves(whole)):
-    return paths  # pieces on other machines
+    return []  # pieces on other machines
 
   c = job.config.data
   state = jax.device_get(state)
@@ -97,8 +102,8 @@ def draw(job, state, lines, inspect, gallery, folder: str) -> list[str]:
     for key in jax.random.split(job.key)
   )
   images = {k: v for k, v in first.items() if v.ndim == 5}
-  paths.append(os.path.join(folder, 'views.png'))
-  plots.views_png(paths[-1], images, c.mean, c.std)
+  paths = [os.path.join(folder, 'views.png')]
+  views_png(paths[0], images, c.mean, c.std)
 
   if job.method.show is not None:
     paths += _shown(job, state, first, folder)
@@ -115,12 +120,10 @@ def draw(job, state, lines, inspect, gallery, folder: str) -> list[str]:
 
   pair = np.stack([first['globals'][0, 0], second['globals'][0, 0]])
   paths.append(os.path.join(folder, 'matches.png'))
-  correspondence.correspondences_png(
-    paths[-1], *plots.pixels(pair, c.mean, c.std), *look(pair)[0].grid
-  )
+  matches_png(paths[-1], *pixels(pair, c.mean, c.std), *look(pair)[0].grid)
   some = first['globals'][:, 0]
   if gallery is not None:
-    some = gallery.middle(range(min(IMAGES, len(gallery.labels))))
+    some = gallery.images(range(min(IMAGES, len(gallery.labels))))
   paths += of_images(folder, look, some, c.mean, c.std)
   if gallery is not None:
     paths += of_gallery(folder, gallery, c.mean, c.std)[0]
@@ -140,15 +143,16 @@ def of_images(folder, look, images, mean, std) -> list[str]:
     Paths.
   """
   features, sown = look(images)
-  shown = plots.pixels(images, mean, std)
+  shown = pixels(images, mean, std)
   paths = [os.path.join(folder, 'pca.png')]
-  embedding.regions_png(paths[0], shown, embedding.region_colors(features.grid))
+  colors = embedding.region_colors(features.grid)
+  regions_png(paths[0], shown, colors)
   try:
     last = attention.blocks(features, sown)[-1]
   except UserError:  # a backbone without attention
     return paths
   paths.append(os.path.join(folder, 'attention.png'))
-  attention.attention_png(paths[-1], shown[:4], attention.maps(last)[:4])
+  attention_png(paths[-1], shown[:4], attention.maps(last)[:4])
   return paths
 
 
@@ -166,15 +170,15 @@ def of_gallery(
   found = nearest_others(
     x, asked, min(NEAREST, len(x) - 1), sharding.mesh(jax.local_devices())
   )
-  pixels = [plots.pixels(gallery.middle(asked), mean, std)]
+  shown = [pixels(gallery.images(asked), mean, std)]
   for row in found.index:
-    pixels.append(plots.pixels(gallery.middle(row), mean, std))
+    shown.append(pixels(gallery.images(row), mean, std))
   labelled = y is not None and (y >= 0).all() and y.ndim == 1
   paths = [os.path.join(folder, 'neighbours.png')]
-  embedding.neighbours_png(
+  neighbours_png(
     paths[0],
-    pixels[0],
-    np.stack(pixels[1:]),
+    shown[0],
+    np.stack(shown[1:]),
     found.similarity,
     y[found.index] == y[asked][:, None] if labelled else None,
   )
@@ -188,7 +192,7 @@ def of_gallery(
     points, how = embedding.plane(x[rows], 'pca'), 'principal components'
   paths.append(os.path.join(folder, 'map.png'))
   own = y[rows] if labelled else None
-  embedding.plane_png(
+  plane_png(
     paths[-1], points, own, gallery.classes, f'{len(rows)} images, {how}'
   )
   return paths, figures | embedding.plane_figures(x[rows], points, own)
@@ -208,5 +212,5 @@ def _shown(job, state, views, folder: str) -> list[str]:
   shown = jax.device_get(show(state, views, job.key))
   for name, images in shown.items():
     paths.append(os.path.join(folder, f'{name}.png'))
-    plots.columns_png(paths[-1], titles[name], images, c.mean, c.std)
+    columns_png(paths[-1], titles[name], images, c.mean, c.std)
   return paths

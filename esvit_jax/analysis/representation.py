@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from esvit_jax.analysis import plots
-from esvit_jax.analysis.attention import short_names
 from esvit_jax.errors import UserError
 
 FEWEST = 4  # images of a batch that the unbiased estimate needs
@@ -172,60 +170,6 @@ def table(similarity: Similarity) -> list[dict[str, str | float | None]]:
   return [
     {'layer': name, **{c: _number(x) for c, x in zip(similarity.columns, row)}}
     for name, row in zip(similarity.rows, similarity.cka)
-  ]
-
-
-def heat_map_png(
-  path: str,
-  similarity: Similarity,
-  first: str = '',
-  second: str = '',
-) -> None:
-  """Draws CKA of all pairs of layers, shallow ones at the bottom left.
-
-  Args:
-    path: of the picture.
-    similarity: what to draw.
-    first: name of the network along the vertical axis.
-    second: along the horizontal one; the same if not given.
-  """
-  from matplotlib.figure import Figure
-
-  x = similarity.cka
-  rows, columns = x.shape
-  cell = 0.36
-  figure = Figure(
-    figsize=(max(3.6, cell * columns + 1.6), max(3.2, cell * rows + 1.3)),
-    dpi=120,
-    layout='constrained',
-  )
-  ax = figure.subplots()
-  ax.set_facecolor('#DDDDDD')  # undefined
-  image = ax.imshow(x, 'magma', vmin=0, vmax=1, origin='lower')
-  if rows * columns <= 400:
-    for (i, j), value in np.ndenumerate(x):
-      if np.isfinite(value):
-        ink = 'black' if value > 0.6 else 'white'
-        text = f'{value:.2f}'.removeprefix('0') if value < 0.995 else '1'
-        ax.text(j, i, text, ha='center', va='center', fontsize=6, color=ink)
-  ax.set_xticks(range(columns), _ticks(similarity.columns), rotation=90)
-  ax.set_yticks(range(rows), _ticks(similarity.rows))
-  ax.tick_params(labelsize=7, color=plots.FAINT, labelcolor=plots.INK)
-  style = {'fontsize': 8, 'color': plots.INK}
-  ax.set_xlabel(f'layer of {second or first}'.removesuffix(' of '), **style)
-  ax.set_ylabel(f'layer of {first}'.removesuffix(' of '), **style)
-  ax.set_title('CKA of layers', fontsize=9, pad=8, color=plots.INK)
-  bar = figure.colorbar(image, ax=ax, shrink=0.8, pad=0.02)
-  bar.outline.set_visible(False)
-  bar.ax.tick_params(labelsize=7, color=plots.FAINT, labelcolor=plots.INK)
-  ax.spines[:].set_visible(False)
-  figure.savefig(path)
-
-
-def _ticks(names: Sequence[str]) -> Sequence[str]:
-  return [
-    name if name == OUTPUT else short
-    for name, short in zip(names, short_names(names))
   ]
 
 

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from esvit_jax import augment
-from esvit_jax.analysis import correspondence, plots
+from esvit_jax.analysis import correspondence
+from esvit_jax.analysis.plots.correspondence import matches_png
+from esvit_jax.analysis.plots.images import pixels
 from esvit_jax.protocols.subject import Result, prepare
 from esvit_jax.weights import networks as weights_lib
 
@@ -59,9 +61,9 @@ def run(config, directory: str, out) -> Result:
     of, subject.batches(subject.judged), key, stride, c.correspondence.images
   )
   images = jax.device_get(jax.jit(views)({'batch': batch, 'keys': keys}))
-  correspondence.correspondences_png(
+  matches_png(
     subject.picture('copies'),
-    *(plots.pixels(x[0], c.data.mean, c.data.std) for x in images),
+    *(pixels(x[0], c.data.mean, c.data.std) for x in images),
     first[0],
     second[0],
   )

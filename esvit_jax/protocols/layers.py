@@ -11,6 +11,8 @@ import jax
 import numpy as np
 
 from esvit_jax.analysis import attention, representation
+from esvit_jax.analysis.plots.attention import heads_png
+from esvit_jax.analysis.plots.layers import heat_map_png
 from esvit_jax.errors import UserError
 from esvit_jax.protocols.subject import Result, Subject, prepare
 from esvit_jax.weights import architecture
@@ -56,7 +58,7 @@ def _attention(subject: Subject) -> dict:
   heads = attention.mean_per_head(
     (jax.device_get(of(batch)), batch['mask']) for batch in _some(subject)
   )
-  attention.heads_png(subject.picture('heads'), heads, base)
+  heads_png(subject.picture('heads'), heads, base)
   return attention.figures(heads)
 
 
@@ -92,7 +94,7 @@ def _similarity(subject: Subject) -> dict:
       yield found[0], found[-1], np.asarray(batch['mask'])
 
   similarity = representation.compare(stream(), names[0], names[-1])
-  representation.heat_map_png(
+  heat_map_png(
     subject.picture('cka'),
     similarity,
     subject.config.checkpoint,

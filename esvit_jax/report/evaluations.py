@@ -85,7 +85,9 @@ def _rows(x) -> list[Mapping] | None:
     columns, rows = x['columns'], x['rows']
     if all(isinstance(y, list) for y in (columns, rows, *rows)):
       x = [dict(zip(columns, row)) for row in rows]
-  elif isinstance(x, Mapping) and all(isinstance(y, Mapping) for y in x.values()):
+  elif isinstance(x, Mapping) and all(
+    isinstance(y, Mapping) for y in x.values()
+  ):
     x = [{'': key, **flatten(y)} for key, y in x.items()]
   is_table = isinstance(x, list) and all(isinstance(y, Mapping) for y in x)
   return x if is_table and x else None

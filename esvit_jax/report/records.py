@@ -12,6 +12,7 @@ from esvit_jax.workdir import flatten, health, metrics
 from esvit_jax.workdir.metrics import NETWORKS, SCORES
 from esvit_jax.workdir.terminal import duration
 
+
 class Figure(NamedTuple):
   """One number of the headline, None where it is not known."""
 

@@ -7,21 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from esvit_jax.workdir import terminal
+from esvit_jax.workdir.metrics import NETWORKS, SCORES
 
 Say = Callable[[str], None]
-
-ROWS = {
-  'raw_pixels': 'raw pixels',
-  'random_init': 'random network',
-  'student': 'student',
-  'teacher': 'teacher',
-}
-KINDS = {
-  'knn': 'k-NN',
-  'linear': 'linear',
-  'probe': 'probe',
-  'accuracy': 'accuracy',
-}
 
 
 def introduce(job, directory: str, resumed: int | None, say: Say) -> None:
@@ -67,15 +55,15 @@ def conclude(
   say: Say,
 ) -> None:
   """The table of scores, the verdict, where things lie, what to do next."""
-  kinds = [k for k in KINDS if metrics.last(f'{k}/student') is not None]
+  kinds = [k for k in SCORES if metrics.last(f'{k}/student') is not None]
   rows = []
-  for row, title in ROWS.items():
-    scores = [metrics.last(f'{kind}/{row}') for kind in kinds]
+  for network, title in reversed(NETWORKS.items()):
+    scores = [metrics.last(f'{kind}/{network}') for kind in kinds]
     if any(x is not None for x in scores):
       cells = ['-' if x is None else f'{x:.1f}' for x in scores]
       rows.append((title, *cells))
   if kinds:
-    columns = ('features', *(KINDS[kind] for kind in kinds))
+    columns = ('features', *(SCORES[kind] for kind in kinds))
     say(terminal.table('top-1 accuracy, %', columns, rows))
   for line in verdict:
     say(f'health       {line}')

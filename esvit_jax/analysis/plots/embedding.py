@@ -1,0 +1,183 @@
+"""Pictures of features: regions as colours, neighbours, a map of images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from esvit_jax.analysis.embedding import Colors
+from esvit_jax.analysis.plots import images
+
+# Okabe and Ito's, then three more; each with a marker of its own.
+PALETTE = (
+  *('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9'),
+  *('#B8A800', '#7B3FA0', '#8C564B', '#7F7F7F'),
+)
+MARKERS = 'osD^vPX*<>'
+
+
+def regions_png(path: str, shown: np.ndarray, colors: Colors) -> None:
+  """Draws images, and below each its regions as colours.
+
+  Args:
+    path: of the picture.
+    shown: images in 0..1 (see images.pixels), f32[B, H, W, C].
+    colors: of the same images.
+  """
+  count, (height, width) = len(shown), shown.shape[1:3]
+  figure = images.figure(
+    1.4 * count, 2 * 1.4 * height / width + 0.35, pad=0.025
+  )
+  axes = figure.subplots(2, count, squeeze=False)
+  for (upper, lower), image, rgb in zip(axes.T, shown, colors.rgb):
+    images.draw(upper, image)
+    images.draw(lower, images.enlarge(rgb, height, width))
+  share = 100 * colors.explained.sum()
+  images.title(
+    figure,
+    f'first three principal components of regions, {share:.0f} % of the '
+    'variance',
+  )
+  images.save(figure, path)
+
+
+def neighbours_png(
+  path: str,
+  queries: np.ndarray,
+  near: np.ndarray,
+  similarity: np.ndarray,
+  same: np.ndarray | None = None,
+) -> None:
+  """Draws a row for each query: itself, then its neighbours.
+
+  Args:
+    path: of the picture.
+    queries: images in 0..1 (see images.pixels), f32[Q, H, W, C].
+    near: their neighbours, f32[Q, k, H, W, C].
+    similarity: cosine of each, f32[Q, k].
+    same: whether they have the query's label, bool[Q, k]; framed in blue
+      where they have, in orange where not.
+  """
+  rows, k = near.shape[:2]
+  row_height = 1.2 * near.shape[2] / near.shape[3] + 0.26
+  figure = images.figure(1.2 * (1 + k) + 0.1, row_height * rows + 0.3, 0.03)
+  axes = figure.subplots(rows, 1 + k, squeeze=False)
+  for q, line in enumerate(axes):
+    images.draw(line[0], queries[q])
+    for column, ax in enumerate(line[1:]):
+      images.draw(ax, near[q, column])
+      ax.set_title(
+        f'{similarity[q, column]:.2f}', fontsize=9, pad=4, color=images.INK
+      )
+      if same is not None:
+        _frame(ax, images.BLUE if same[q, column] else images.ORANGE)
+  text = 'each row: an image, then the most similar ones with their cosine'
+  if same is not None:
+    text += f'; {100 * same.mean():.0f} % of its class (blue), others orange'
+  images.title(figure, text)
+  images.save(figure, path)
+
+
+def plane_png(
+  path: str,
+  points: np.ndarray,
+  labels: np.ndarray | None = None,
+  names: Sequence[str] | None = None,
+  title: str = '',
+) -> None:
+  """Draws images as points in the colours of their classes.
+
+  Up to ten classes have a colour and a marker each; of more, the name stands
+  in the middle of its class, where there is room for it.
+
+  Args:
+    path: of the picture.
+    points: f[N, 2].
+    labels: i[N]; -1 is none and drawn in grey.
+    names: of classes; their numbers if not given.
+    title: such as the name of the network.
+  """
+  from matplotlib import colormaps
+
+  labels = np.full(len(points), -1) if labels is None else np.asarray(labels)
+  classes = np.unique(labels[labels >= 0])
+  few = len(classes) <= len(PALETTE)
+  figure = images.figure(6.4 if few and len(classes) else 5.6, 5.2)
+  ax = figure.subplots()
+  size = float(np.clip(12000 / len(points), 6, 30))
+  if (labels < 0).any():
+    ax.scatter(*points[labels < 0].T, s=size, color=images.FAINT, lw=0)
+  # In no order of classes, so that none lies over all others.
+  drawn = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))
+  style = {'s': size, 'alpha': 0.8, 'lw': 0}
+  if few:
+    for part in np.array_split(drawn, 8):
+      for i, c in enumerate(classes):
+        here = points[part[labels[part] == c]]
+        ax.scatter(*here.T, color=PALETTE[i], marker=MARKERS[i], **style)
+  else:
+    # Golden section: classes of neighbouring numbers get far hues.
+    hues = np.searchsorted(classes, labels[drawn]) * 0.618034 % 1
+    colors = colormaps['turbo'](0.05 + 0.9 * hues)
+    ax.scatter(*points[drawn].T, color=colors, **style)
+  called = [str(c if names is None else names[c]) for c in classes]
+  if few and len(classes):
+    for i, name in enumerate(called):
+      ax.scatter([], [], s=32, color=PALETTE[i], marker=MARKERS[i], label=name)
+    ax.legend(
+      loc='center left',
+      bbox_to_anchor=(1, 0.5),
+      fontsize=10,
+      frameon=False,
+      labelcolor=images.INK,
+      handletextpad=0.3,
+    )
+  elif len(classes) <= 120:
+    _name_classes(ax, points, labels, classes, called)
+  ax.set_xticks([])
+  ax.set_yticks([])
+  ax.spines[:].set_color(images.FAINT)
+  ax.spines[:].set_alpha(0.5)
+  if title:
+    ax.set_title(title, fontsize=10, loc='left', color=images.INK)
+  images.save(figure, path)
+
+
+def _name_classes(ax, points, labels, classes, called) -> None:
+  """Names that fit without overlap, those of the densest classes first."""
+  from matplotlib.patheffects import Normal, Stroke
+
+  halo = [Stroke(linewidth=2, foreground='white'), Normal()]
+  named = []
+  for c, name in zip(classes, called):
+    own = points[labels == c]
+    middle = np.median(own, 0)
+    text = ax.text(
+      *middle,
+      _short(name, 20),
+      ha='center',
+      va='center',
+      fontsize=9,
+      color='#333333',
+      path_effects=halo,
+    )
+    spread = np.median(np.linalg.norm(own - middle[None], axis=1))
+    named.append((float(spread), text))
+  ax.figure.draw_without_rendering()  # places are known from here on
+  taken = []
+  for _, text in sorted(named, key=lambda x: x[0]):
+    box = text.get_window_extent()
+    if any(box.overlaps(other) for other in taken):
+      text.set_visible(False)
+    else:
+      taken.append(box)
+
+
+def _frame(ax, color: str) -> None:
+  ax.axis('on')
+  ax.set_xticks([])
+  ax.set_yticks([])
+  ax.spines[:].set(color=color, linewidth=2.5)
+
+
+def _short(name: str, most: int = 14) -> str:
+  return name if len(name) <= most else name[: most - 1] + '…'
