@@ -1,5 +1,7 @@
 """The contrastive loss: published numbers, and what it means."""
 
+import math
+
 import golden_mae_sit
 import jax
 import jax.numpy as jnp
@@ -90,6 +92,20 @@ def test_spread(sign):
   x[:, 1] *= sign
   found = contrastive.spread(x)
   np.testing.assert_allclose(found, 0 if sign > 0 else 1, atol=1e-3)
+
+
+def test_spread_of_a_point_of_the_sphere_and_between():
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2000, 16)).astype(np.float32)
+  assert contrastive.spread(x[:, None]) == pytest.approx(1, abs=0.01)
+  point = np.outer(np.arange(1, 9), x[0]).astype(np.float32)
+  assert contrastive.spread(point[:, None]) == pytest.approx(0, abs=1e-3)
+  # Halfway: mean cosine c to the common direction leaves sqrt(1 - c^2).
+  cone = np.concatenate([np.eye(4), np.full((4, 1), 1.0)], 1, dtype=np.float32)
+  mean = (cone / math.sqrt(2)).mean(0)
+  assert contrastive.spread(cone[:, None]) == pytest.approx(
+    math.sqrt(1 - mean @ mean)
+  )
 
 
 def test_simclr_as_published():

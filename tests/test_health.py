@@ -179,14 +179,3 @@ def test_rank_of_known_matrices():
   assert health.rankme(two) == pytest.approx(expected)
   assert health.rankme(7 * two) == pytest.approx(expected)
   assert math.isfinite(health.rankme(np.zeros((4, 3))))
-
-
-def test_spread_of_a_point_and_of_the_sphere():
-  rng = np.random.default_rng(0)
-  x = rng.standard_normal((2000, 16))
-  assert health.spread(x) == pytest.approx(1, abs=0.01)
-  assert health.spread(np.outer(np.arange(1, 9), x[0])) == pytest.approx(0)
-  # Halfway: mean cosine c to the common direction leaves sqrt(1 - c^2).
-  cone = np.concatenate([np.eye(4), np.full((4, 1), 1.0)], 1)
-  mean = (cone / math.sqrt(2)).mean(0)
-  assert health.spread(cone) == pytest.approx(math.sqrt(1 - mean @ mean))

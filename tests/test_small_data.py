@@ -63,7 +63,7 @@ def test_sets_that_are_there_are_run(tmp_path):
     assert word in said
   assert (tmp_path / 'a/embedded/report.html').exists()
   drawn = {x.name for x in (tmp_path / 'a').rglob('pictures/*.png')}
-  assert {'views.png', 'curves.png', 'pca.png', 'attention.png'} <= drawn
+  assert {'views.png', 'pca.png', 'attention.png'} <= drawn
 
 
 def test_a_stop_is_not_an_end(tmp_path):

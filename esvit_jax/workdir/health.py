@@ -48,20 +48,6 @@ def rankme(features: np.ndarray) -> float:
   return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def spread(features) -> float:
-  """How far unit features lie from their mean, as root mean square.
-
-  Args:
-    features: f32[N, D], of any length.
-
-  Returns:
-    1 where they fill the sphere, 0 where all point the same way.
-  """
-  x = np.asarray(features, np.float64)
-  x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-  return float(np.sqrt(x.var(0).sum()))
-
-
 class Signal(NamedTuple):
   """One metric: its recent median and the best it has been."""
 
