@@ -48,6 +48,22 @@ class Horizon(NamedTuple):
     return -(-self.steps // self.steps_per_epoch)
 
 
+class Run(NamedTuple):
+  """Facts about a run that a method may build on, beside its config.
+
+  Attributes:
+    horizon: length of the run.
+    shards: number of devices the batch is split over.
+    classes: of the data; 0 without labels.
+    teacher: (backbone, its variables) of a frozen network, or None.
+  """
+
+  horizon: Horizon
+  shards: int = 1
+  classes: int = 0
+  teacher: tuple[Any, Tree] | None = None
+
+
 class Loss(NamedTuple):
   """value f32[]; extra: the next `TrainState.extra`; metrics: f32 scalars."""
 
@@ -57,7 +73,7 @@ class Loss(NamedTuple):
 
 
 class Method(NamedTuple):
-  """A way to learn without labels, as functions.
+  """A way to learn, as functions; `methods.method.define` has the usual ones.
 
   Attributes:
     init: key -> (params, teacher, extra).
@@ -96,15 +112,6 @@ def create(method: Method, tx: optax.GradientTransformation, key) -> TrainState:
   )
 
 
-def ema(average: Tree, new: Tree, momentum) -> Tree:
-  """momentum * average + (1 - momentum) * new, leaf by leaf."""
-  return jax.tree.map(
-    lambda a, n: (momentum * a + (1 - momentum) * n).astype(a.dtype),
-    average,
-    new,
-  )
-
-
 def make_train_step(
   method: Method,
   tx: optax.GradientTransformation,
@@ -116,11 +123,9 @@ def make_train_step(
   Args:
     method: what is learned.
     tx: the optimiser.
-    accumulate: number of parts the batch is taken in, one after the other.
-      For losses that are means over images the result is that of the whole
-      batch; batch norm and contrastive negatives see one part at a time.
+    accumulate: number of parts the batch is taken in, see `gradient`.
     whole: where parameters are gathered for the loss, if they are stored in
-      pieces. Once and for all: the loops of a loss must not do it.
+      pieces.
 
   Returns:
     (state, batch, key) -> (state, metrics), to be jitted. Randomness is a
@@ -128,60 +133,102 @@ def make_train_step(
     not finite moves nothing but the step count and reports `skipped` = 1.
   """
 
-  def loss_and_grads(state, batch, keys, key):
+  def train_step(state: TrainState, batch, key) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(key, state.step)
+    views_key, loss_key = jax.random.split(key)
+    keys = jax.random.split(views_key, len(batch['image']))
+    grads, loss = gradient(
+      method, gather(state, whole), batch, keys, loss_key, accumulate
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    teacher = follow(method, state, params)
+    moved = TrainState(state.step, params, teacher, loss.extra, opt_state)
+    metrics = {
+      **loss.metrics,
+      'loss': loss.value,
+      'grad_norm': optax.tree.norm(grads),
+      'update_norm': optax.tree.norm(updates),
+      'param_norm': optax.tree.norm(state.params),
+    }
+    finite = jnp.isfinite(loss.value) & jnp.isfinite(metrics['grad_norm'])
+    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, state)
+    metrics['skipped'] = 1.0 - finite
+    return state._replace(step=state.step + 1), metrics
+
+  return train_step
+
+
+def gradient(
+  method: Method, state: TrainState, batch, keys, key, accumulate: int = 1
+) -> tuple[Tree, Loss]:
+  """Gradient by the parameters, and the loss.
+
+  Args:
+    method: what is learned.
+    state: with whole parameters.
+    batch: arrays [B, ...].
+    keys: of the views, [B].
+    key: of the loss.
+    accumulate: number of parts the batch is taken in, one after the other.
+      For losses that are means over images the result is that of the whole
+      batch; batch norm and contrastive negatives see one part at a time.
+  """
+
+  def of_part(batch, keys, key):
     def objective(params):
       loss = method.loss(params, state, method.views(batch, keys), key)
       return loss.value, loss
 
-    grads, loss = jax.grad(objective, has_aux=True)(state.params)
-    return grads, loss.extra, {**loss.metrics, 'loss': loss.value}
+    return jax.grad(objective, has_aux=True)(state.params)
 
-  def train_step(state: TrainState, batch, key) -> tuple[TrainState, Metrics]:
-    stored = state
-    if whole is not None:
-      params, teacher = jax.lax.with_sharding_constraint(
-        (state.params, state.teacher), whole
-      )
-      state = state._replace(params=params, teacher=teacher)
-    key = jax.random.fold_in(key, state.step)
-    views_key, loss_key = jax.random.split(key)
-    keys = jax.random.split(views_key, batch['image'].shape[0])
+  if accumulate == 1:
+    return of_part(batch, keys, key)
+  # Every part starts from the same centres and statistics; these move linearly
+  # in the batch, so the mean of the parts is the whole's.
+  parts = jax.tree.map(lambda x: _parts(x, accumulate), (batch, keys))
+  part_keys = jax.random.split(key, accumulate)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(of_part, batch, keys, key),
+  )
+  total, _ = jax.lax.scan(
+    lambda sums, part: (jax.tree.map(jnp.add, sums, of_part(*part)), None),
+    zeros,
+    (*parts, part_keys),
+  )
+  return jax.tree.map(lambda x: x / accumulate, total)
 
-    if accumulate == 1:
-      grads, extra, metrics = loss_and_grads(state, batch, keys, loss_key)
-    else:
-      parts = jax.tree.map(lambda x: _parts(x, accumulate), (batch, keys))
-      part_keys = jax.random.split(loss_key, accumulate)
-      # Every part starts from the same centres and statistics; these move
-      # linearly in the batch, so the mean of the parts is the whole's.
-      shapes = jax.eval_shape(loss_and_grads, state, batch, keys, loss_key)
-      total, _ = jax.lax.scan(
-        lambda sums, x: (
-          jax.tree.map(jnp.add, sums, loss_and_grads(state, *x[0], x[1])),
-          None,
-        ),
-        jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
-        (parts, part_keys),
-      )
-      grads, extra, metrics = jax.tree.map(lambda x: x / accumulate, total)
 
-    state = stored
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    teacher = state.teacher
-    if method.momentum is not None:
-      # A student may have parts that its teacher lacks, such as a predictor.
-      followed = {name: params[name] for name in teacher}
-      teacher = ema(teacher, followed, method.momentum(state.step))
+def gather(state: TrainState, whole) -> TrainState:
+  """The state with parameters that were stored in pieces made whole.
 
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(grad_norm)
-    moved = TrainState(state.step, params, teacher, extra, opt_state)
-    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, state)
-    metrics |= {'grad_norm': grad_norm, 'skipped': 1.0 - finite}
-    return state._replace(step=state.step + 1), metrics
+  Once for the whole step: the loops of a loss must not do it.
+  """
+  if whole is None:
+    return state
+  params, teacher = jax.lax.with_sharding_constraint(
+    (state.params, state.teacher), whole
+  )
+  return state._replace(params=params, teacher=teacher)
 
-  return train_step
+
+def follow(method: Method, state: TrainState, params: Tree) -> Tree:
+  """The teacher after a step that made the student's parameters `params`."""
+  if method.momentum is None:
+    return state.teacher
+  # A student may have parts that its teacher lacks, such as a predictor.
+  followed = {name: params[name] for name in state.teacher}
+  return ema(state.teacher, followed, method.momentum(state.step))
+
+
+def ema(average: Tree, new: Tree, momentum) -> Tree:
+  """momentum * average + (1 - momentum) * new, leaf by leaf."""
+  return jax.tree.map(
+    lambda a, n: (momentum * a + (1 - momentum) * n).astype(a.dtype),
+    average,
+    new,
+  )
 
 
 def _parts(x: jax.Array, n: int) -> jax.Array:

@@ -44,9 +44,10 @@ def symmetric(queries, keys, temperature: float) -> tuple[jax.Array, jax.Array]:
   Returns:
     (sum of both losses, mean of both shares).
   """
-  one, first = loss(queries[:, 0], keys[:, 1], temperature)
-  two, second = loss(queries[:, 1], keys[:, 0], temperature)
-  return one + two, (first + second) / 2
+  (loss_1, share_1), (loss_2, share_2) = (
+    loss(queries[:, v], keys[:, 1 - v], temperature) for v in range(2)
+  )
+  return loss_1 + loss_2, (share_1 + share_2) / 2
 
 
 def nt_xent(projected, temperature: float) -> tuple[jax.Array, jax.Array]:
@@ -76,14 +77,3 @@ def nt_xent(projected, temperature: float) -> tuple[jax.Array, jax.Array]:
 def chance(images: int, temperature: float) -> float:
   """`symmetric` where all keys look alike."""
   return 4 * temperature * math.log(images)
-
-
-def spread(features) -> jax.Array:
-  """How far unit features lie from their mean: 0 for all alike, at most 1.
-
-  Args:
-    features: f[B, V, D], of any length.
-  """
-  u = l2_normalize(features.astype(jnp.float32))
-  # |u| = 1, so the variances add up to 1 - |mean|^2: one pass, one reduce.
-  return jnp.sqrt(jnp.maximum(1 - jnp.square(u.mean((0, 1))).sum(), 0))

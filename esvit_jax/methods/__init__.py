@@ -2,8 +2,7 @@
 
 from esvit_jax.methods import esvit, esvit_sit, finetune, mae, moco, sit
 
-# name -> build(config, horizon, shards=, classes=, teacher=) -> Method; what a
-# builder does not need it leaves.
+# name -> build(config, run: state.Run) -> Method.
 METHODS = {
   'esvit': esvit.build,
   'esvit_sit': esvit_sit.build,

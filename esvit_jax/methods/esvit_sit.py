@@ -3,112 +3,109 @@
   loss = EsViT's over all views + sit.weight * SiT's over the global ones
 
 EsViT's student sees clean views, SiT's corrupted ones; each has its own heads,
-and both reach the backbone, of any kind. Neither system was published with the
+and both train the backbone, of any kind. Neither system was published with the
 other: this is to compare and to combine them.
 """
 
 import jax
 
 from esvit_jax.methods import esvit, sit
-from esvit_jax.state import Horizon, Loss, Method
+from esvit_jax.methods import method as shared
+from esvit_jax.state import Loss, Method, Run, TrainState
 
 
-def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
+def build(config, run: Run) -> Method:
   """The sum as a Method; SiT's heads are `sit` in all trees.
 
   Args:
     config: the sections of both, see configs/esvit.py and configs/sit.py.
-    horizon: length of the run.
-    shards: number of devices the batch is split over.
-    _: what other methods need.
+    run: facts about it.
 
   Raises:
     UserError: as of both.
   """
-  one = esvit.build(config, horizon, shards)
-  two = sit.build(_with_global_views(config), horizon, shards)
+  first = esvit.build(config, run)
+  second = sit.build(with_global_views(config), run)
   weight = config.sit.weight
 
   def init(key):
-    params, teacher, extra = one.init(key)
-    more = two.init(jax.random.fold_in(key, 1))
+    params, teacher, extra = first.init(key)
+    heads = second.init(jax.random.fold_in(key, 1))
     return (
-      _joined(params, more[0]),
-      _joined(teacher, more[1]),
-      _both(extra, more[2], _joined),
+      join(params, heads[0]),
+      join(teacher, heads[1]),
+      _join_stats(extra, heads[2]),
     )
 
   def loss(params, state, views, key) -> Loss:
-    of_one = one.loss(_ours(params), _part(state, _ours), views, key)
-    of_two = two.loss(
-      _theirs(params),
-      _part(state, _theirs),
-      views,
-      jax.random.fold_in(key, 5),
-    )
-    # Running statistics of a backbone that has any are those of clean views.
-    extra = _both(of_one.extra, of_two.extra, _joined)
+    a = first.loss(esvit_tree(params), esvit_state(state), views, key)
+    key = jax.random.fold_in(key, 5)
+    b = second.loss(sit_tree(params), sit_state(state), views, key)
+    metrics = {'esvit_loss': a.value, 'sit_loss': b.value}
     return Loss(
-      of_one.value + weight * of_two.value,
-      extra,
-      {
-        **of_two.metrics,
-        **of_one.metrics,
-        'esvit_loss': of_one.value,
-        'sit_loss': of_two.value,
-      },
+      a.value + weight * b.value,
+      # Running statistics of a backbone that has any are those of clean views.
+      _join_stats(a.extra, b.extra),
+      b.metrics | a.metrics | metrics,
     )
 
-  def gradient_stage(state, views, key, done):
-    return jax.grad(lambda p: loss(p, state, views, key).value)(state.params)
-
-  return Method(
-    init,
-    one.views,
-    loss,
-    one.features,
-    one.momentum,
+  return first._replace(
+    init=init,
+    loss=loss,
     stages={
-      'corruption': two.stages['corruption'],
-      'loss_and_gradient': gradient_stage,
+      'corruption': second.stages['corruption'],
+      'loss_and_gradient': shared.gradient_stage(loss),
     },
-    show=lambda state, views, key: two.show(_part(state, _theirs), views, key),
+    chance=None,
+    show=lambda state, views, key: second.show(sit_state(state), views, key),
   )
 
 
-def _with_global_views(config):
-  """The config as SiT wants it."""
+def with_global_views(config):
+  """The config as SiT takes it."""
   c = config.copy_and_resolve_references()
   with c.unlocked():
     c.views = {'globals': c.views.globals}
   return c
 
 
-def _joined(ours, theirs) -> dict:
-  """One tree: SiT's backbone is EsViT's."""
-  return {**ours, 'sit': {k: v for k, v in theirs.items() if k != 'backbone'}}
+def join(esvit_tree, sit_tree) -> dict:
+  """One tree, whose backbone is EsViT's."""
+  heads = {k: v for k, v in sit_tree.items() if k != 'backbone'}
+  return {**esvit_tree, 'sit': heads}
 
 
-def _ours(tree) -> dict:
+def _join_stats(esvit_extra, sit_extra) -> dict:
+  """EsViT's `extra` with the batch statistics of both."""
+  return esvit_extra | {
+    network: join(esvit_extra[network], sit_extra[network])
+    for network in ('student', 'teacher')
+  }
+
+
+def esvit_tree(tree) -> dict:
+  """EsViT's part of a joined tree."""
   return {k: v for k, v in tree.items() if k != 'sit'}
 
 
-def _theirs(tree) -> dict:
+def sit_tree(tree) -> dict:
+  """SiT's part of a joined tree."""
   backbone = {'backbone': tree['backbone']} if 'backbone' in tree else {}
   return backbone | tree['sit']
 
 
-def _part(state, of):
-  """The state as one of both knows it."""
+def esvit_state(state: TrainState) -> TrainState:
+  return _part(state, esvit_tree)
+
+
+def sit_state(state: TrainState) -> TrainState:
+  return _part(state, sit_tree)
+
+
+def _part(state: TrainState, take) -> TrainState:
+  stats = {k: take(state.extra[k]) for k in ('student', 'teacher')}
   return state._replace(
-    params=of(state.params),
-    teacher=of(state.teacher),
-    extra=_both(state.extra, state.extra, lambda a, _: of(a)),
+    params=take(state.params),
+    teacher=take(state.teacher),
+    extra=state.extra | stats,
   )
-
-
-def _both(extra, more, joined) -> dict:
-  """`extra` with its statistics of student and teacher joined to others."""
-  return extra | {
-    who: joined(extra[who], more[who]) for who in ('student', 'teacher')
-  }

@@ -12,18 +12,16 @@ import math
 import jax
 import jax.numpy as jnp
 
-from esvit_jax import augment, models
+from esvit_jax import models
 from esvit_jax import state as state_lib
 from esvit_jax.augment import erasing, mixing
 from esvit_jax.errors import UserError
+from esvit_jax.methods import method as shared
 from esvit_jax.models.classifier import Classifier
-from esvit_jax.models.layers import Features
-from esvit_jax.state import Horizon, Loss, Method
+from esvit_jax.state import Loss, Method, Run
 
 
-def build(
-  config, horizon: Horizon, shards: int = 1, classes: int = 0, **_
-) -> Method:
+def build(config, run: Run) -> Method:
   """Fine-tuning as a Method.
 
   Several views of an image (`views.globals.count`) are DeiT's repeated
@@ -32,40 +30,28 @@ def build(
   Args:
     config: sections data, views, model, finetune and ema
       (configs/eval/finetune.py).
-    horizon: of no effect here.
-    shards: of no effect here: every array is of the global batch.
-    classes: of the data.
-    _: what other methods need.
+    run: facts about it: the number of classes.
 
   Raises:
     UserError: no labels to learn, or settings are wrong.
   """
-  del horizon, shards
   c, decay = config.finetune, config.ema.decay
-  classes = _classes(c.classes, classes)
-  group = _only_globals(augment.view_groups(config.views))
+  classes = _classes(c.classes, run.classes)
+  groups = shared.view_groups(config.views, 'fine-tuning sees no other views')
   _check(c, decay)
   network = Classifier(models.build(config.model), classes, c.pool, c.head_std)
 
   def init(key):
-    image = jnp.zeros((1, group.size, group.size, config.data.channels))
-    variables = network.init(key, image, train=False)
-    params, stats = variables['params'], variables.get('batch_stats', {})
+    image = shared.blank_views(groups[0], config.data.channels)[:, 0]
+    params, stats = shared.init_variables(network, key, image)
     if not decay:
       return params, None, {'student': stats}
     return params, params, {'student': stats, 'teacher': stats}
 
   def views(batch, keys):
-    x = augment.multi_crop(
-      batch['image'],
-      batch['size'],
-      keys,
-      (group,),
-      config.data.mean,
-      config.data.std,
-    )['globals']  # B V s s C
+    x = shared.crops(config, groups)(batch, keys)['globals']  # B V s s C
     # Numbers below the count belong to the views.
-    V = group.count
+    V = groups[0].count
     if c.erase:
       erase_keys = jax.vmap(
         lambda key: jax.random.split(jax.random.fold_in(key, V), V)
@@ -74,7 +60,7 @@ def build(
       x = erase(x, erase_keys, c.erase)
     mix = mixing.draw(
       jax.random.fold_in(keys[0], V + 1),
-      group.size,
+      groups[0].size,
       c.mixup,
       c.cutmix,
       c.mix_switch,
@@ -84,52 +70,34 @@ def build(
     targets = mixing.targets(batch['label'], classes, c.smoothing, mix)
     return {'globals': x, 'targets': targets}
 
-  def variables(params, stats):
-    return {'params': params, **({'batch_stats': stats} if stats else {})}
-
-  def answers(params, stats, x, key):
-    logits, changed = network.apply(
-      variables(params, stats),
+  def loss(params, state, views, key) -> Loss:
+    x = views['globals']
+    logits, stats = shared.forward(
+      network,
+      params,
+      state.extra['student'],
       x.reshape(-1, *x.shape[2:]),  # B*V s s C
-      train=True,
-      rngs={'drop_path': key, 'neighbour': jax.random.fold_in(key, 1)},
-      mutable=['batch_stats'],
+      key=key,
     )
     logits = logits.reshape(*x.shape[:2], classes)  # B V classes
-    return logits, changed.get('batch_stats', stats)
-
-  def loss(params, state, views, key) -> Loss:
-    stats = state.extra['student']
-    logits, stats = answers(params, stats, views['globals'], key)
     value, metrics = cross_entropy(logits, views['targets'])
     extra = {'student': stats}
     if decay:
       extra['teacher'] = state_lib.ema(state.extra['teacher'], stats, decay)
     return Loss(value, extra, metrics)
 
-  def features(params, stats, images) -> Features:
-    (out,) = network.backbone.apply(
-      variables(params['backbone'], stats.get('backbone')),
-      (images[:, None],),
-      train=False,
-    )
-    return jax.tree.map(lambda x: x[:, 0], out)
-
   def predict(params, stats, images):
-    return network.apply(variables(params, stats), images, train=False)
+    variables = {'params': params, 'batch_stats': stats}
+    return network.apply(variables, images, train=False)
 
-  def student_stage(state, views, key, done):
-    return jax.value_and_grad(
-      lambda params: loss(params, state, views, key).value
-    )(state.params)
-
-  return Method(
-    init,
-    views,
-    loss,
-    features,
+  return shared.define(
+    config,
+    groups,
+    network.backbone,
+    init=init,
+    loss=loss,
+    views=views,
     momentum=(lambda step: jnp.float32(decay)) if decay else None,
-    stages={'student': student_stage},
     network='teacher' if decay else 'student',
     chance=math.log(classes),
     predict=predict,
@@ -152,9 +120,9 @@ def cross_entropy(logits: jax.Array, targets: jax.Array):
   return value, {'accuracy': right.mean(dtype=jnp.float32)}
 
 
-def _classes(wanted: int, found: int) -> int:
+def _classes(asked: int, given: int) -> int:
   """The number of classes: the config's, or that of the data."""
-  if not (wanted or found):
+  if not (asked or given):
     raise UserError(
       'fine-tuning needs labels and this data has none: use sub-folders for '
       'classes, another data.source, or set finetune.classes'
@@ -164,17 +132,7 @@ def _classes(wanted: int, found: int) -> int:
       f'finetune.classes is {wanted} but the data has {found} classes: set '
       'it to 0 to take those of the data'
     )
-  return wanted or found
-
-
-def _only_globals(groups) -> augment.Group:
-  names = [group.name for group in groups]
-  if names != ['globals']:
-    raise UserError(
-      f'views has the groups {", ".join(names)}: fine-tuning sees `globals` '
-      'only; set the count of the others to 0'
-    )
-  return groups[0]
+  return asked or given
 
 
 def _check(c, decay: float) -> None:

@@ -1,4 +1,4 @@
-"""MAE and MAE-Lite: paint what was masked, and think as a teacher does.
+"""MAE and MAE-Lite: masked auto-encoding, and distillation of its attention.
 
 A random quarter of the patches goes through the encoder; a small decoder
 predicts the pixels of the others (2111.06377). With a frozen teacher, which
@@ -9,119 +9,93 @@ and with a tail and an early decoder D2-MAE (2404.12210).
 import jax
 import jax.numpy as jnp
 
-from esvit_jax import augment, models
+from esvit_jax import models
 from esvit_jax.errors import UserError
+from esvit_jax.methods import method as shared
 from esvit_jax.models import mae
-from esvit_jax.models.layers import Features
-from esvit_jax.state import Horizon, Loss, Method
+from esvit_jax.state import Loss, Method, Run
 
 
-def build(
-  config, horizon: Horizon, shards: int = 1, teacher=None, **_
-) -> Method:
+def build(config, run: Run) -> Method:
   """MAE as a Method; with a teacher, D-MAE or D2-MAE.
 
   Args:
     config: sections data, views, model, mae and distill.
-    horizon, shards: nothing here depends on them.
-    teacher: (a ViT, its variables), frozen; None for MAE.
-    _: what other methods need.
+    run: facts about it: a ViT as the frozen teacher, or none.
 
   Raises:
     UserError: settings that do not fit each other, or the teacher.
   """
-  groups = augment.view_groups(config.views)
-  if [(g.name, g.count) for g in groups] != [('globals', 1)]:
-    raise UserError(
-      'views: a masked auto-encoder looks at one view: set '
-      'views.globals.count=1 and no other group'
-    )
-  c, side = config.mae, groups[0].size
+  groups = shared.view_groups(
+    config.views, 'a masked auto-encoder sees one view', 1
+  )
+  c, side, teacher = config.mae, groups[0].size, run.teacher
   network = _network(config, teacher)
-  backbone = network.backbone
-  if side % backbone.patch:
+  patch = network.backbone.patch
+  if side % patch:
     raise UserError(
-      f'views.globals.size {side} is no multiple of the patch {backbone.patch}'
+      f'views.globals.size {side} is no multiple of the patch {patch}'
     )
-  L = (side // backbone.patch) ** 2
+  L = (side // patch) ** 2
   k = visible(L, c.mask_ratio)
 
   def init(key):
-    images = jnp.zeros((1, side, side, config.data.channels))
-    order = jnp.arange(L)[None]
-    params = network.init(key, images, order, k)['params']
+    images = shared.blank_views(groups[0], config.data.channels)[:, 0]
+    params = network.init(key, images, jnp.arange(L)[None], k)['params']
     frozen = None if teacher is None else {'encoder': teacher[1]['params']}
     return params, frozen, {'student': {}}
 
-  def make_views(batch, keys):
-    return augment.multi_crop(
-      batch['image'],
-      batch['size'],
-      keys,
-      groups,
-      config.data.mean,
-      config.data.std,
-    )
-
-  def forward(params, images, order, key):
-    return network.apply(
-      {'params': _fixed_tables(params)},
+  def teacher_traces(state, images, order):
+    if teacher is None:
+      return None
+    return teacher[0].apply(
+      {'params': jax.lax.stop_gradient(state.teacher['encoder'])},
       images,
-      order,
-      k,
-      train=True,
-      rngs={'drop_path': key},
+      order[:, :k],
+      method='encode_visible',
     )
 
   def loss(params, state, views, key) -> Loss:
     images = views['globals'][:, 0]  # B H W channels
     order_key, drop_key = jax.random.split(key)
     order = patch_order(order_key, len(images), L)
-    out = forward(params, images, order, drop_key)
-    targets = None
-    if teacher is not None:
-      targets = teacher[0].apply(
-        {'params': jax.lax.stop_gradient(state.teacher['encoder'])},
-        images,
-        order[:, :k],
-        method='encode_visible',
-      )
-    patches = mae.patchify(images, backbone.patch)
+    out = network.apply(
+      {'params': _fixed_tables(params)},
+      images,
+      order,
+      k,
+      train=True,
+      rngs={'drop_path': drop_key},
+    )
+    targets = teacher_traces(state, images, order)
+    patches = mae.patchify(images, patch)
     value, metrics = objective(out, patches, order, k, targets, config)
     return Loss(value, state.extra, metrics)
 
-  def features(params, stats, images) -> Features:
-    (out,) = backbone.apply(
-      {'params': params['backbone']}, (images[:, None],), train=False
-    )
-    return jax.tree.map(lambda x: x[:, 0], out)
-
   @jax.jit
-  def paint(params, images, key):
+  def reconstruct(params, images, key):
     order = patch_order(key, len(images), L)
     out = network.apply({'params': params}, images, order, k)
-    mask = removed(order, k)
-    return pictures(images, out.pred, mask, backbone.patch, c.norm_pix)
+    return pictures(images, out.pred, removed(order, k), patch, c.norm_pix)
 
   def show(state, views, key):
-    columns = paint(state.params, views['globals'][:, 0], key)
+    columns = reconstruct(state.params, views['globals'][:, 0], key)
     titles = ('image', 'masked', 'reconstruction')
     return {'reconstruction': (titles, columns)}
 
-  def loss_stage(state, views, key, done):
-    return loss(state.params, state, views, key).value
-
-  def gradient_stage(state, views, key, done):
-    return jax.grad(lambda p: loss(p, state, views, key).value)(state.params)
-
-  P = backbone.patch**2 * config.data.channels
-  return Method(
-    init,
-    make_views,
-    loss,
-    features,
+  P = patch**2 * config.data.channels
+  return shared.define(
+    config,
+    groups,
+    network.backbone,
+    init=init,
+    loss=loss,
     momentum=None,
-    stages={'loss': loss_stage, 'loss_and_gradient': gradient_stage},
+    stages={
+      'loss': lambda state, views, key, done: loss(
+        state.params, state, views, key
+      ).value
+    },
     network='student',
     # Normed patches have a variance of (P - 1)/P, as their own has P - 1.
     chance=(P - 1) / P if c.norm_pix and teacher is None else None,
@@ -132,10 +106,10 @@ def build(
 def objective(out: mae.Outputs, patches, order, k: int, targets, config):
   """The losses of one batch.
 
-    mae       = mean over removed patches |pred - patch|^2 / P
+    reconstruction = mean over removed patches |pred - patch|^2 / P
     attention = mean |adapter(student's logits) - teacher's logits|^2
     hidden    = mean over matched states of mean |adapter(s) - t|^2
-    loss      = mae + weight attention + hidden_weight hidden
+    loss      = reconstruction + weight attention + hidden_weight hidden
 
   Published and kept: what is matched are logits before the softmax, of one
   block only, although the paper speaks of attention maps.
@@ -154,13 +128,14 @@ def objective(out: mae.Outputs, patches, order, k: int, targets, config):
   if config.mae.norm_pix:
     mean, deviation = mae.patch_moments(patches)
     patches = (patches - mean) / deviation
-  painted = mae.reconstruction_loss(out.pred, patches, removed(order, k))
+  value = mae.reconstruction_loss(out.pred, patches, removed(order, k))
+  metrics = {'reconstruction_loss': value}
   if targets is None:
-    return painted, {'mae_loss': painted}
+    return value, metrics
   d = config.distill
   attention = jnp.square(out.logits - targets[d.layer - 1].logits).mean()
-  value = painted + d.weight * attention
-  metrics = {'mae_loss': painted, 'attention_loss': attention}
+  value += d.weight * attention
+  metrics['attention_loss'] = attention
   if d.hidden:
     hidden = sum(
       jnp.square(s - mae.hidden_state(targets, i)).mean()
@@ -200,7 +175,7 @@ def removed(order, k: int) -> jax.Array:
 
 
 def pictures(images, pred, mask, patch: int, norm_pix: bool) -> jax.Array:
-  """Images, what was seen of them, and that with the rest painted in.
+  """Images, their visible patches, and these with the others predicted.
 
   Args:
     images: normalised f32[B, H, W, channels].
@@ -208,8 +183,7 @@ def pictures(images, pred, mask, patch: int, norm_pix: bool) -> jax.Array:
     mask: 1 where a patch was removed, f32[B, L].
     patch: pixels.
     norm_pix: whether predictions are of normed patches. They then lack mean
-      and deviation, which are taken from the patches themselves: the network
-      is judged on its drawing, not on these.
+      and deviation, which are taken from the patches themselves.
 
   Returns:
     f32[B, 3, H, W, channels]; masked patches are 0, the mean colour.
@@ -220,8 +194,8 @@ def pictures(images, pred, mask, patch: int, norm_pix: bool) -> jax.Array:
     pred = pred * deviation + mean
   mask = mask[:, :, None]
   size = (images.shape[1] // patch, images.shape[2] // patch)
-  seen = patches * (1 - mask)
-  columns = (patches, seen, seen + pred * mask)
+  masked = patches * (1 - mask)
+  columns = (patches, masked, masked + pred * mask)
   return jnp.stack([mae.unpatchify(x, size, patch) for x in columns], 1)
 
 

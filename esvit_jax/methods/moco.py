@@ -1,22 +1,20 @@
-"""MoCo-v3: tell one's own image from all others (2104.02057).
+"""MoCo-v3: each image is told apart from all others (2104.02057).
 
-Queries of one view, made by an encoder with a predictor, are to find the keys
-of the other view, made by the encoder's average, among those of all images.
+Queries come from one view, through an encoder with a predictor; keys from the
+other view, through the encoder's average. Every query is to find the key of its
+image among those of the batch.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from esvit_jax import augment, models, optim
-from esvit_jax.errors import UserError
-from esvit_jax.losses import contrastive
-from esvit_jax.models.layers import Features
+from esvit_jax import models, optim
+from esvit_jax.losses import collapse, contrastive
+from esvit_jax.methods import method as shared
 from esvit_jax.models.projector import Projector
-from esvit_jax.state import Horizon, Loss, Method
+from esvit_jax.state import Loss, Method, Run
 
 
 class Outputs(struct.PyTreeNode):
@@ -54,39 +52,28 @@ class Network(nn.Module):
     return Outputs(features.view, jnp.stack(projected, 1))
 
 
-def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
+def build(config, run: Run) -> Method:
   """MoCo-v3 as a Method.
 
   Args:
     config: sections data, views, model, contrast and ema.
-    horizon: length of the run.
-    shards: nothing here depends on it.
-    _: what other methods need.
+    run: facts about it.
 
   Raises:
     UserError: views are not two of one size, or settings are wrong.
   """
-  groups = two_views(config.views)
-  side, c = groups[0].size, config.contrast
+  groups = shared.view_groups(
+    config.views, 'queries of one view look for keys of the other', 2
+  )
+  c = config.contrast
   student, teacher = _network(config, True), _network(config, False)
-  decay = optim.cosine(config.ema.start, config.ema.end, horizon.steps)
+  decay = optim.cosine(config.ema.start, config.ema.end, run.horizon.steps)
 
   def init(key):
-    images = jnp.zeros((1, 2, side, side, config.data.channels))
-    variables = student.init(key, images, train=False)
-    params, stats = variables['params'], variables.get('batch_stats', {})
+    views = shared.blank_views(groups[0], config.data.channels)
+    params, stats = shared.init_variables(student, key, views)
     extra = {'student': stats, 'teacher': _without_predictor(stats)}
     return params, _without_predictor(params), extra
-
-  def make_views(batch, keys):
-    return augment.multi_crop(
-      batch['image'],
-      batch['size'],
-      keys,
-      groups,
-      config.data.mean,
-      config.data.std,
-    )
 
   def momentum(step):
     # Published: the average moves between queries and keys of a step, with
@@ -94,87 +81,41 @@ def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
     return decay(step + 1)
 
   def keys(state, views, key):
-    stats = state.extra['teacher']
-    t, stats = forward(
+    t, stats = shared.forward(
       teacher,
       state.teacher,
-      stats,
+      state.extra['teacher'],
       views['globals'],
-      jax.random.fold_in(key, 1),
+      key=jax.random.fold_in(key, 1),
     )
     return jax.lax.stop_gradient(t), stats
 
-  def queries(params, state, views, key):
-    stats = state.extra['student']
-    return forward(student, params, stats, views['globals'], key)
-
   def loss(params, state, views, key) -> Loss:
     t, teacher_stats = keys(state, views, key)
-    s, stats = queries(params, state, views, key)
+    s, stats = shared.forward(
+      student, params, state.extra['student'], views['globals'], key=key
+    )
     value, accuracy = contrastive.symmetric(s.projected, t.projected, c.temp)
     extra = {'student': stats, 'teacher': teacher_stats}
     metrics = {
       'contrast_accuracy': accuracy,
-      'feature_spread': contrastive.spread(s.pooled),
+      'feature_spread': collapse.feature_spread(s.pooled),
     }
     return Loss(value, extra, metrics)
 
-  def features(params, stats, images) -> Features:
-    return features_of(student.backbone, params, stats, images)
-
-  def student_stage(state, views, key, done):
-    return jax.grad(lambda p: loss(p, state, views, key).value)(state.params)
-
-  return Method(
-    init,
-    make_views,
-    loss,
-    features,
-    momentum,
+  return shared.define(
+    config,
+    groups,
+    student.backbone,
+    init=init,
+    loss=loss,
+    momentum=momentum,
     stages={
-      'teacher': lambda state, views, key, done: keys(state, views, key)[0],
-      'loss_and_gradient': student_stage,
+      'teacher': lambda state, views, key, done: keys(state, views, key)[0]
     },
     network='student',
     chance=contrastive.chance(config.batch_size // config.accumulate, c.temp),
   )
-
-
-def two_views(config) -> tuple[augment.Group, ...]:
-  """The one group of views, which has two.
-
-  Raises:
-    UserError: it is not so.
-  """
-  groups = augment.view_groups(config)
-  if [(g.name, g.count) for g in groups] != [('globals', 2)]:
-    raise UserError(
-      'views: queries of one view look for keys of the other: set '
-      'views.globals.count=2 and no other group'
-    )
-  return groups
-
-
-def forward(network, params, stats, images, key, **options) -> tuple[Any, Any]:
-  """One forward in train mode; returns outputs and new batch statistics."""
-  out, changed = network.apply(
-    {'params': params, 'batch_stats': stats},
-    images,
-    train=True,
-    **options,
-    rngs={'drop_path': key, 'neighbour': jax.random.fold_in(key, 2)},
-    mutable=['batch_stats'],
-  )
-  return out, changed['batch_stats']
-
-
-def features_of(backbone, params, stats, images) -> Features:
-  """Features of images f[N, H, W, C], of the backbone alone."""
-  stats = {'batch_stats': stats['backbone']} if 'backbone' in stats else {}
-  (out,) = backbone.apply(
-    {'params': params['backbone'], **stats}, (images[:, None],), train=False
-  )
-  return jax.tree.map(lambda x: x[:, 0], out)
 
 
 def _network(config, predicts: bool) -> Network:

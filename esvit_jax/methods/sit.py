@@ -1,11 +1,12 @@
-"""SiT: paint what is hidden, and know it for what it is.
+"""SiT: corrupted views are reconstructed, and images told apart.
 
-The student sees crops with blocks painted over (gmml.py), its average the
-clean ones. The student is to restore the pixels and, as in MoCo-v3 but
-without a predictor, to tell its image from all others (the code of 2022 that
-follows 2104.03602). The first SiT's tasks are options of section `sit`: to tell
-how views were turned, SimCLR's contrast, and weights that are learned. Unlike
-there one class token serves all tasks, and the corruption is today's.
+The student sees views with corrupted blocks (`group_masking`), its average the
+clean ones. The student is to restore the pixels and, as in MoCo-v3 but without
+a predictor, to tell its image from all others (the code of 2022 that follows
+2104.03602). The first SiT's tasks (2104.03602v1, section 3) are options of
+section `sit`: rotation prediction, SimCLR's contrast, and learned weights of
+the tasks. Unlike there one class token serves all tasks, and the corruption is
+today's.
 """
 
 import jax
@@ -13,17 +14,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from esvit_jax import augment, models, optim
-from esvit_jax.augment import group_masking as gmml
+from esvit_jax import models, optim
+from esvit_jax.augment import group_masking
 from esvit_jax.errors import UserError
-from esvit_jax.losses import contrastive
-from esvit_jax.methods.moco import features_of, forward, two_views
+from esvit_jax.losses import collapse, contrastive
+from esvit_jax.methods import method as shared
 from esvit_jax.models import projector
-from esvit_jax.models.layers import Features, linear_init
-from esvit_jax.state import Horizon, Loss, Method
+from esvit_jax.models.layers import linear_init
+from esvit_jax.state import Loss, Method, Run
 
 CONTRASTS = ('momentum', 'simclr')
-# Of a learned s in exp(-s adjust) loss: of turns, contrast and pixels.
+# Of a learned s in exp(-s adjust) loss: of rotation, contrast, reconstruction.
 ADJUST = (1.0, 1.0, 0.5)
 
 
@@ -33,26 +34,26 @@ class Outputs(struct.PyTreeNode):
   Attributes:
     pooled: backbone views f[B, 2, D].
     projected: f32[B, 2, P].
-    painted: restored views f32[B, 2, H, W, C], or None if not asked for.
-    turn: logits of quarter turns f32[B, 2, 4], or None likewise.
+    reconstruction: views f32[B, 2, H, W, C], or None if not asked for.
+    rotation: logits of the four rotations f32[B, 2, 4], or None likewise.
     balance: s of each task f32[3], where the network has them.
   """
 
   pooled: jax.Array
   projected: jax.Array
-  painted: jax.Array | None = None
-  turn: jax.Array | None = None
+  reconstruction: jax.Array | None = None
+  rotation: jax.Array | None = None
   balance: jax.Array | None = None
 
 
 class Network(nn.Module):
-  """A backbone, a projector of views and a painter of regions.
+  """A backbone, a projector of views and a reconstruction of regions.
 
   Batch norm spans both views.
 
   Attributes:
-    rotation: a head that tells quarter turns, or None.
-    balanced: whether there are weights of tasks to learn.
+    rotation: a head that classifies rotations, or None.
+    balanced: whether the weights of the tasks are learned.
   """
 
   backbone: nn.Module
@@ -66,10 +67,10 @@ class Network(nn.Module):
       ones = nn.initializers.ones
       self.balance = self.param('balance', ones, (len(ADJUST),))
 
-  def __call__(self, images, train: bool, paint: bool = True) -> Outputs:
+  def __call__(self, images, train: bool, reconstruct: bool = True) -> Outputs:
     (features,) = self.backbone((images,), train=train)
     projected = self.head(features.view, train=train)
-    if not paint:
+    if not reconstruct:
       return Outputs(features.view, projected)
     return Outputs(
       features.view,
@@ -80,57 +81,46 @@ class Network(nn.Module):
     )
 
 
-def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
+def build(config, run: Run) -> Method:
   """SiT as a Method.
 
   Args:
     config: sections data, views, model, contrast, gmml, sit and ema.
-    horizon: length of the run.
-    shards: nothing here depends on it.
-    _: what other methods need.
+    run: facts about it.
 
   Raises:
     UserError: views are not two of one size, or settings are wrong.
   """
-  groups = two_views(config.views)
+  groups = shared.view_groups(
+    config.views, 'queries of one view look for keys of the other', 2
+  )
   side, tasks = groups[0].size, config.sit
   if tasks.contrast not in CONTRASTS:
     raise UserError(
       f"sit.contrast is '{tasks.contrast}': use {', '.join(CONTRASTS)}"
     )
-  corruption = gmml.settings(config.gmml, side)
+  corruption = group_masking.settings(config.gmml, side)
   student = _network(config, config.model, side)
   # Published: the teacher runs in train mode, yet without drop path.
   teacher = _network(config, {**config.model, 'drop_path': 0.0}, side)
-  momentum = optim.cosine(config.ema.start, config.ema.end, horizon.steps)
 
   def init(key):
-    images = jnp.zeros((1, 2, side, side, config.data.channels))
-    variables = student.init(key, images, train=False)
-    params, stats = variables['params'], variables['batch_stats']
+    views = shared.blank_views(groups[0], config.data.channels)
+    params, stats = shared.init_variables(student, key, views)
     return params, params, {'student': stats, 'teacher': stats}
 
-  def make_views(batch, keys):
-    return augment.multi_crop(
-      batch['image'],
-      batch['size'],
-      keys,
-      groups,
-      config.data.mean,
-      config.data.std,
-    )
-
   def corrupt(images, key):
-    return gmml.corrupt(images, jax.random.fold_in(key, 3), corruption)
+    key = jax.random.fold_in(key, 3)
+    return group_masking.corrupt(images, key, corruption)
 
   def targets(state, views, key):
-    t, stats = forward(
+    t, stats = shared.forward(
       teacher,
       state.teacher,
       state.extra['teacher'],
       views['globals'],
-      jax.random.fold_in(key, 1),
-      paint=False,
+      key=jax.random.fold_in(key, 1),
+      reconstruct=False,
     )
     return jax.lax.stop_gradient(t), stats
 
@@ -141,23 +131,22 @@ def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
       turns = jax.random.randint(
         jax.random.fold_in(key, 4), images.shape[:2], 0, 4
       )
-      images = turned(images, turns)
+      images = rotate(images, turns)
     corrupted, mask = corrupt(images, key)
-    s, stats = forward(student, params, state.extra['student'], corrupted, key)
+    s, stats = shared.forward(
+      student, params, state.extra['student'], corrupted, key=key
+    )
     value, metrics = objective(s, t, images, mask, config, turns)
     extra = {'student': stats, 'teacher': teacher_stats}
     return Loss(value, extra, metrics)
 
-  def features(params, stats, images) -> Features:
-    return features_of(teacher.backbone, params, stats, images)
-
   @jax.jit
   def pictures(params, stats, images, key):
-    corrupted, _ = gmml.corrupt(images, key, corruption)
+    corrupted, _ = group_masking.corrupt(images, key, corruption)
     out = teacher.apply(
       {'params': params, 'batch_stats': stats}, corrupted, train=False
     )
-    return jnp.stack([images, corrupted, out.painted], 2)[:, 0]
+    return jnp.stack([images, corrupted, out.reconstruction], 2)[:, 0]
 
   def show(state, views, key):
     # The student has seen corrupted images, so it is the one to show.
@@ -166,21 +155,20 @@ def build(config, horizon: Horizon, shards: int = 1, **_) -> Method:
     titles = ('clean', 'corrupted', 'reconstructed')
     return {'reconstruction': (titles, columns)}
 
-  def gradient_stage(state, views, key, done):
-    return jax.grad(lambda p: loss(p, state, views, key).value)(state.params)
-
-  return Method(
-    init,
-    make_views,
-    loss,
-    features,
-    momentum,
+  return shared.define(
+    config,
+    groups,
+    teacher.backbone,
+    init=init,
+    loss=loss,
+    momentum=optim.cosine(
+      config.ema.start, config.ema.end, run.horizon.steps
+    ),
     stages={
       'corruption': lambda state, views, key, done: corrupt(
         views['globals'], key
       ),
       'teacher': lambda state, views, key, done: targets(state, views, key)[0],
-      'loss_and_gradient': gradient_stage,
     },
     show=show,
   )
@@ -191,9 +179,9 @@ def objective(s: Outputs, t: Outputs, clean, mask, config, turns=None):
 
     contrast = L(s1, t2) + L(s2, t1)                      (contrastive.loss)
       or, with contrast='simclr', that of s alone      (contrastive.nt_xent)
-    paint    = mean |painted - clean| over corrupted pixels
-    turn     = mean CE(softmax(turn), turns), with turns
-    loss     = turn + contrast + lmbda paint
+    reconstruction = mean |reconstruction - clean| over corrupted pixels
+    rotation = mean CE(softmax(rotation), turns), with turns
+    loss     = rotation + contrast + reconstruction_weight reconstruction
       or, with learned weights s_i, sum_i exp(-s_i adjust_i) loss_i + s_i / 2
 
   The mean is one of all views, images and channels. Published code has one
@@ -205,7 +193,7 @@ def objective(s: Outputs, t: Outputs, clean, mask, config, turns=None):
     clean: f32[B, 2, H, W, C].
     mask: what is corrupted, bool[B, 2, H, W].
     config: sections contrast and sit.
-    turns: how the student's views were turned, i32[B, 2], or None.
+    turns: quarter turns of the student's views, i32[B, 2], or None.
 
   Returns:
     (loss, metrics)
@@ -215,22 +203,22 @@ def objective(s: Outputs, t: Outputs, clean, mask, config, turns=None):
     contrast, accuracy = contrastive.nt_xent(s.projected, temp)
   else:
     contrast, accuracy = contrastive.symmetric(s.projected, t.projected, temp)
-  error = jnp.abs(s.painted - clean).mean(-1)  # B 2 H W
+  error = jnp.abs(s.reconstruction - clean).mean(-1)  # B 2 H W
   pixels = jnp.maximum(mask.sum(), 1)
-  painted = jnp.where(mask, error, 0).sum() / pixels
+  reconstruction = jnp.where(mask, error, 0).sum() / pixels
   metrics = {
     'contrast_loss': contrast,
-    'paint_loss': painted,
+    'reconstruction_loss': reconstruction,
     'contrast_accuracy': accuracy,
     'corrupted': mask.mean(),
-    'feature_spread': contrastive.spread(t.pooled),
+    'feature_spread': collapse.feature_spread(t.pooled),
   }
-  turn = jnp.float32(0)
+  rotation = jnp.float32(0)
   if turns is not None:
-    log_p = jax.nn.log_softmax(s.turn.astype(jnp.float32))
-    turn = -jnp.take_along_axis(log_p, turns[..., None], -1).mean()
-    metrics['turn_loss'] = turn
-  losses = (turn, contrast, c.lmbda * painted)
+    log_p = jax.nn.log_softmax(s.rotation.astype(jnp.float32))
+    rotation = -jnp.take_along_axis(log_p, turns[..., None], -1).mean()
+    metrics['rotation_loss'] = rotation
+  losses = (rotation, contrast, c.reconstruction_weight * reconstruction)
   if s.balance is None:
     return sum(losses), metrics
   return balanced(losses, s.balance), metrics
@@ -240,23 +228,23 @@ def balanced(losses, s) -> jax.Array:
   """sum_i exp(-s_i adjust_i) loss_i + s_i / 2: weights that are learned.
 
   Args:
-    losses: of turns, contrast and pixels.
+    losses: of rotation, contrast and reconstruction.
     s: f32[3].
   """
   weights = jnp.exp(-s * jnp.asarray(ADJUST))
   return (weights * jnp.stack(losses) + s / 2).sum()
 
 
-def turned(images, turns) -> jax.Array:
+def rotate(images, turns) -> jax.Array:
   """Views after quarter turns clockwise.
 
   Args:
     images: f[B, V, H, H, C].
-    turns: how many, i32[B, V], 0 to 3.
+    turns: number of quarter turns, i32[B, V], 0 to 3.
   """
   all_four = [jnp.rot90(images, -k, (2, 3)) for k in range(4)]
-  which = jnp.broadcast_to(turns[:, :, None, None, None], images.shape)
-  return jax.lax.select_n(which, *all_four)
+  chosen = jnp.broadcast_to(turns[:, :, None, None, None], images.shape)
+  return jax.lax.select_n(chosen, *all_four)
 
 
 def _network(config, model, side: int) -> Network:
@@ -271,7 +259,7 @@ def _network(config, model, side: int) -> Network:
     projector.Projector(
       c.hidden, c.dim, activations=('relu', 'gelu'), use_bias=True, **fields
     ),
-    projector.Painter(
+    projector.ReconstructionHead(
       channels, projector.stride(backbone, side, channels), **fields
     ),
     nn.Dense(4, kernel_init=linear_init(fields['init_scale']))

@@ -1,0 +1,135 @@
+"""What methods share: the parts of `state.Method` that most leave as they are.
+
+A method is its networks, its loss and how it starts; `define` adds the rest.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from esvit_jax import augment
+from esvit_jax.errors import UserError
+from esvit_jax.models.layers import Features
+from esvit_jax.state import Method
+
+
+def define(
+  config,
+  groups: tuple[augment.Group, ...],
+  backbone: nn.Module,
+  *,
+  init: Callable,
+  loss: Callable,
+  stages: dict[str, Callable] | None = None,
+  **fields,
+) -> Method:
+  """A Method with the usual views, features and stages.
+
+  Args:
+    config: section data.
+    groups: of views.
+    backbone: the module whose parameters are `params['backbone']`.
+    init, loss: see `state.Method`.
+    stages: pieces to measure beside the loss with its gradient.
+    fields: any other fields of `state.Method`; they replace the usual ones.
+  """
+  usual = {
+    'views': crops(config, groups),
+    'features': backbone_features(backbone),
+    'stages': {**(stages or {}), 'loss_and_gradient': gradient_stage(loss)},
+  }
+  return Method(init=init, loss=loss, **(usual | fields))
+
+
+def crops(config, groups) -> Callable:
+  """(batch, keys[B]) -> every group's augmented crops, normalised."""
+
+  def views(batch, keys):
+    return augment.multi_crop(
+      batch['image'],
+      batch['size'],
+      keys,
+      groups,
+      config.data.mean,
+      config.data.std,
+    )
+
+  return views
+
+
+def backbone_features(backbone: nn.Module) -> Callable:
+  """(params, stats, images f32[N, H, W, C]) -> Features of each image."""
+
+  def features(params, stats, images) -> Features:
+    stats = {'batch_stats': stats['backbone']} if 'backbone' in stats else {}
+    (out,) = backbone.apply(
+      {'params': params['backbone'], **stats}, (images[:, None],), train=False
+    )
+    return jax.tree.map(lambda x: x[:, 0], out)
+
+  return features
+
+
+def gradient_stage(loss: Callable) -> Callable:
+  """The stage that measures a loss with its gradient."""
+
+  def stage(state, views, key, done):
+    return jax.grad(lambda p: loss(p, state, views, key).value)(state.params)
+
+  return stage
+
+
+def forward(network, params, stats, *args, key, **options) -> tuple[Any, Any]:
+  """One forward in train mode; returns outputs and new batch statistics."""
+  out, changed = network.apply(
+    {'params': params, 'batch_stats': stats},
+    *args,
+    train=True,
+    **options,
+    rngs={'drop_path': key, 'neighbour': jax.random.fold_in(key, 2)},
+    mutable=['batch_stats'],
+  )
+  return out, changed.get('batch_stats', stats)
+
+
+def init_variables(network, key, *args) -> tuple[Any, Any]:
+  """Parameters and batch statistics of a network at its start."""
+  variables = network.init(key, *args, train=False)
+  return variables['params'], variables.get('batch_stats', {})
+
+
+def view_groups(
+  config, why: str, count: int = 0, others: bool = False
+) -> tuple[augment.Group, ...]:
+  """The groups of views, `globals` first.
+
+  Args:
+    config: section views.
+    why: what the method does with them, for the error.
+    count: of global views; 0: any.
+    others: whether other groups may be there.
+
+  Raises:
+    UserError: there are other views than these.
+  """
+  groups = augment.view_groups(config)
+  globals_ = tuple(g for g in groups if g.name == 'globals')
+  rest = tuple(g for g in groups if g.name != 'globals')
+  views = sum(g.count for g in globals_)
+  if (count and views != count) or not views or (rest and not others):
+    names = ', '.join(g.name for g in rest)
+    raise UserError(
+      f'views.globals has {views} views'
+      + (f', and there are {names}' if rest else '')
+      + f': {why}: set views.globals.count={count or 1}'
+      + ('' if others else ' and no other group')
+    )
+  return globals_ + rest
+
+
+def blank_views(group: augment.Group, channels: int) -> jax.Array:
+  """Views of one black image, f32[1, V, h, w, channels]."""
+  return jnp.zeros((1, group.count, group.size, group.size, channels))
