@@ -1,9 +1,9 @@
-"""SiT: paint what is hidden and know it for what it is; for small data.
+"""SiT: reconstruction and contrast of corrupted views; for small data.
 
   python -m main --config=configs/sit.py:small --workdir=runs/sit_small
 
-On a few thousand images weigh the pixels more: --config.sit.lmbda=5. Fine-tune
-with configs/eval/finetune.py:deit. `swin_tiny` does the same with windows.
+On a few thousand images, --config.sit.reconstruction_weight=5 is better.
+Fine-tune with configs/eval/finetune.py:deit. `swin_tiny` is a Swin instead.
 """
 
 from ml_collections import ConfigDict
@@ -49,7 +49,7 @@ def sections(c: ConfigDict) -> None:
   c.gmml.replace_prob = 0.5
 
   c.sit = ConfigDict()
-  c.sit.lmbda = 1.0  # of the pixels
+  c.sit.reconstruction_weight = 1.0
   # The first SiT (2104.03602v1): rotation, 'simclr' with contrast.temp 0.5,
   # learned weights.
   c.sit.contrast = 'momentum'  # or 'simclr'

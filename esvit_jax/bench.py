@@ -192,11 +192,8 @@ def _pieces(job, state, batch) -> dict[str, float]:
   def update(state, grads):
     updates, opt_state = job.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    if job.method.momentum is None:
-      return params, opt_state
-    followed = {name: params[name] for name in state.teacher}
-    momentum = job.method.momentum(state.step)
-    return state_lib.ema(state.teacher, followed, momentum), params, opt_state
+    teacher = state_lib.follow(job.method, state, params)
+    return params, teacher, opt_state
 
   _, figures['optimiser_ms'] = _time(update, state, state.params)
   return figures

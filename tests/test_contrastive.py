@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from esvit_jax import sharding
-from esvit_jax.losses import contrastive
+from esvit_jax.losses import collapse, contrastive
 
 
 def vectors(*names, rows=16):
@@ -90,7 +90,7 @@ def test_negatives_are_those_of_all_devices():
 def test_spread(sign):
   x = np.ones((4, 2, 3), np.float32)
   x[:, 1] *= sign
-  found = contrastive.spread(x)
+  found = collapse.feature_spread(x)
   np.testing.assert_allclose(found, 0 if sign > 0 else 1, atol=1e-3)
 
 

@@ -26,7 +26,7 @@ from esvit_jax import convert, methods, models, sharding, train, workdir
 from esvit_jax.errors import UserError
 from esvit_jax.models.heads import DINOHead
 from esvit_jax.run import jobs
-from esvit_jax.state import Horizon, TrainState
+from esvit_jax.state import Horizon, Run, TrainState
 from esvit_jax.weights import architecture, certificate, published, tables
 from esvit_jax.weights import networks as weights
 from esvit_jax.weights.handover import handed_on
@@ -711,7 +711,7 @@ def test_all_hand_on_the_same_network(tmp_path, networks, files, network):
 
 def moco_variables() -> dict:
   config = moco.get_config('tiny,debug')
-  method = methods.METHODS['moco'](config, Horizon(10, 5))
+  method = methods.METHODS['moco'](config, Run(Horizon(10, 5)))
   params, _, extra = jax.eval_shape(method.init, jax.random.key(0))
   return golden_weights.random_variables(
     {'params': params, 'batch_stats': extra['student']}

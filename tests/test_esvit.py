@@ -14,7 +14,7 @@ from configs import common
 from esvit_jax import optim
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
-from esvit_jax.losses import prototypes
+from esvit_jax.losses import prototypes, tiles
 from esvit_jax.methods import esvit
 from esvit_jax.weights import tables
 
@@ -110,8 +110,8 @@ def with_outputs(function):
   objective = esvit.objective
 
   def tell(s, t, *args):
-    value, extra, metrics = objective(s, t, *args)
-    return value, extra, metrics | {'outputs': (s, t)}
+    loss = objective(s, t, *args)
+    return loss._replace(metrics=loss.metrics | {'outputs': (s, t)})
 
   return unittest.mock.patch.object(esvit, 'objective', tell)(function)
 
@@ -148,7 +148,7 @@ def published():
   """A method of 300 epochs, its optimiser and its step."""
   _, entry = golden_weights.load('step_swin_small24_w7_nll_true')
   horizon = state_lib.Horizon(300 * EPOCH, EPOCH)
-  method = esvit.build(published_config(), horizon)
+  method = esvit.build(published_config(), state_lib.Run(horizon))
   momentum = np.zeros(2 * EPOCH, np.float32)
   momentum[[i for _, i in entry['plan_epoch_globaliter']]] = entry['ema_m']
   shapes, _, _ = jax.eval_shape(method.init, KEY)
@@ -190,13 +190,12 @@ def test_published_outputs():
   _, _, (s, t) = published_epochs()[0]
   assert s.regions_per_view == (49, 49, 9, 9, 9, 9)
   found = {}
-  for who, x in (('student', s), ('teacher', t)):
+  for network, x in (('student', s), ('teacher', t)):
+    cls, region = (y.tokens @ y.prototypes.T for y in (x.view, x.region))
     found |= {
-      f'{who}_cls': rows(x.view @ x.view_prototypes.T, [1] * x.view.shape[1]),
-      f'{who}_region': rows(
-        x.region @ x.region_prototypes.T, x.regions_per_view
-      ),
-      f'{who}_fea': rows(x.grid, x.regions_per_view),
+      f'{network}_cls': rows(cls, [1] * cls.shape[1]),
+      f'{network}_region': rows(region, x.regions_per_view),
+      f'{network}_fea': rows(x.grid, x.regions_per_view),
     }
   weights = prototypes.pair_weights(s.regions_per_view)
   _, best = prototypes.matching(s.grid, t.grid, weights, t.regions_per_view)
@@ -295,7 +294,7 @@ def tiny(locals_=(('locals', 16, 2),), **changes):
 
 def start(config, images=4):
   """A method, a state that is nowhere zero, and views."""
-  method = esvit.build(config, state_lib.Horizon(10, 5))
+  method = esvit.build(config, state_lib.Run(state_lib.Horizon(10, 5)))
   shapes, _, extra = jax.eval_shape(method.init, KEY)
   student, teacher = (
     golden_weights.random_variables(shapes, seed) for seed in (0, 1)
@@ -330,7 +329,7 @@ def softmax(x):
 
 
 def formula(s, t, extra, temp_s, temp_t):
-  """Both losses, pair by pair and image by image (spec 4).
+  """Both losses, pair by pair and image by image (arXiv 2106.09785, 3.2).
 
   Returns:
     view loss, region loss, share of distinct regions that a global view's
@@ -338,9 +337,11 @@ def formula(s, t, extra, temp_s, temp_t):
   """
   s, t, extra = jax.tree.map(np.float64, (s, t, extra))
   edges = [np.cumsum(x.regions_per_view)[:-1] for x in (s, t)]
-  grid_s, region_s = (np.split(x, edges[0], 1) for x in (s.grid, s.region))
-  grid_t, region_t = (np.split(x, edges[1], 1) for x in (t.grid, t.region))
-  B, V = s.view.shape[:2]
+  (grid_s, region_s), (grid_t, region_t) = (
+    [np.split(y, at, 1) for y in (x.grid, x.region.tokens)]
+    for x, at in zip((s, t), edges)
+  )
+  B, V = s.view.tokens.shape[:2]
   view = region = distinct = pairs = 0
   for q in range(2):
     for v in range(V):
@@ -348,17 +349,17 @@ def formula(s, t, extra, temp_s, temp_t):
         continue
       pairs += 1
       for b in range(B):
-        target = t.view_prototypes @ t.view[b, q] - extra['center']
-        answer = s.view_prototypes @ s.view[b, v] / temp_s
+        target = t.view.prototypes @ t.view.tokens[b, q] - extra['center']
+        answer = s.view.prototypes @ s.view.tokens[b, v] / temp_s
         view -= softmax(target / temp_t) @ np.log(softmax(answer)) / B
         chosen = []
         for i, feature in enumerate(grid_s[v][b]):
           lengths = np.linalg.norm(grid_t[q][b], axis=-1)
           j = np.argmax(grid_t[q][b] @ feature / lengths)
           chosen.append(j)
-          target = t.region_prototypes @ region_t[q][b, j]
+          target = t.region.prototypes @ region_t[q][b, j]
           target = softmax((target - extra['center_grid']) / temp_t)
-          answer = s.region_prototypes @ region_s[v][b, i] / temp_s
+          answer = s.region.prototypes @ region_s[v][b, i] / temp_s
           region -= target @ np.log(softmax(answer)) / B / len(grid_s[v][b])
         if v < 2:
           distinct += len(set(chosen)) / len(chosen) / B / 2
@@ -397,11 +398,8 @@ def test_loss_is_the_formula(locals_, regions):
   assert loss.value == pytest.approx(0.75 * view + 0.25 * region, abs=1e-5)
   assert found['distinct_matches'] == pytest.approx(distinct, abs=1e-6)
   assert 0.1 < distinct < 1
-  for name, words, prototype in (
-    ('center', t.view, t.view_prototypes),
-    ('center_grid', t.region, t.region_prototypes),
-  ):
-    mean = (words @ prototype.T).mean((0, 1))
+  for name, x in (('center', t.view), ('center_grid', t.region)):
+    mean = (x.tokens @ x.prototypes.T).mean((0, 1))
     expected = 0.9 * state.extra[name] + 0.1 * mean
     np.testing.assert_allclose(loss.extra[name], expected, atol=1e-6)
   # What evaluations see of an image is what the loss sees of a view.
@@ -435,7 +433,7 @@ def test_teacher_and_centers_have_no_gradient():
 
 @pytest.mark.parametrize(('form', 'chunk'), [('images', 3), ('prototypes', 24)])
 def test_forms_are_equal(form, chunk, monkeypatch):
-  monkeypatch.setattr(prototypes, 'default_chunk', lambda *_: chunk)
+  monkeypatch.setattr(tiles, 'default_chunk', lambda *_: chunk)
   config, state, loss, _ = gradients()
   s, t = loss.metrics['outputs']
 
@@ -455,7 +453,9 @@ def test_forms_are_equal(form, chunk, monkeypatch):
 def test_signs_of_collapse_are_what_they_say():
   config, state, loss, _ = gradients()
   _, t = loss.metrics['outputs']
-  logits = t.view @ t.view_prototypes.T - state.extra['center'][None, None]
+  logits = (
+    t.view.tokens @ t.view.prototypes.T - state.extra['center'][None, None]
+  )
   p = softmax(np.float64(logits) / config.loss.teacher_temp)
   mean = p.mean((0, 1))
   x = t.pooled / jnp.linalg.norm(t.pooled, axis=-1, keepdims=True)
@@ -562,4 +562,4 @@ def test_teacher_wants_two_views():
     config = tiny()
     config.views = {name: common.view(28, count, (0.4, 1.0))}
     with pytest.raises(UserError, match=r'views\.globals has [03] views'):
-      esvit.build(config, state_lib.Horizon(10, 5))
+      esvit.build(config, state_lib.Run(state_lib.Horizon(10, 5)))

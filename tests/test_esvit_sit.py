@@ -25,7 +25,7 @@ def config(**changes):
 
 
 def build(c):
-  method = esvit_sit.build(c, HORIZON)
+  method = esvit_sit.build(c, state.Run(HORIZON))
   return method._replace(views=views_of)
 
 
@@ -46,33 +46,35 @@ def losses():
   method = build(c)
   whole, _ = contrast_runs.start(method)
   views = views_of(images())
-  one = esvit.build(c, HORIZON)
-  two = sit.build(esvit_sit._with_global_views(c), HORIZON)
+  run = state.Run(HORIZON)
 
-  def found(method, part, key):
-    known = esvit_sit._part(whole, part)
+  def value_and_grad(method, known, key):
     value, grads = jax.jit(
       jax.value_and_grad(lambda p: method.loss(p, known, views, key).value)
     )(known.params)
     return float(value), grads
 
   return (
-    found(method, lambda tree: tree, KEY),
-    found(one, esvit_sit._ours, KEY),
-    found(two, esvit_sit._theirs, jax.random.fold_in(KEY, 5)),
+    value_and_grad(method, whole, KEY),
+    value_and_grad(esvit.build(c, run), esvit_sit.esvit_state(whole), KEY),
+    value_and_grad(
+      sit.build(esvit_sit.with_global_views(c), run),
+      esvit_sit.sit_state(whole),
+      jax.random.fold_in(KEY, 5),
+    ),
   )
 
 
 def test_loss_and_gradients_are_sums():
-  (value, grads), (a, of_one), (b, of_two) = losses()
+  (value, grads), (a, of_esvit), (b, of_sit) = losses()
   np.testing.assert_allclose(value, a + 0.5 * b, rtol=1e-5)
   both = jax.tree.map(
-    lambda x, y: x + 0.5 * y, of_one['backbone'], of_two['backbone']
+    lambda x, y: x + 0.5 * y, of_esvit['backbone'], of_sit['backbone']
   )
   for x, y in zip(*map(jax.tree.leaves, (grads['backbone'], both))):
     np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
   for name in ('head', 'head_recons'):
-    parts = zip(*map(jax.tree.leaves, (grads['sit'][name], of_two[name])))
+    parts = zip(*map(jax.tree.leaves, (grads['sit'][name], of_sit[name])))
     for x, y in parts:
       np.testing.assert_allclose(x, 0.5 * y, rtol=1e-3, atol=1e-5)
 
@@ -85,7 +87,12 @@ def test_one_step_keeps_every_tree_in_shape():
   after, metrics = step(whole, images(), KEY)
   assert jax.tree.structure(after) == jax.tree.structure(whole)
   assert metrics['skipped'] == 0
-  for name in ('view_loss', 'region_loss', 'paint_loss', 'contrast_loss'):
+  for name in (
+    'view_loss',
+    'region_loss',
+    'reconstruction_loss',
+    'contrast_loss',
+  ):
     assert np.isfinite(metrics[name])
   moved = jax.tree.map(
     lambda a, b: bool((a != b).any()), whole.params, after.params

@@ -37,7 +37,7 @@ def config(recipe='embedded,debug', **changes):
 
 
 def build(c, classes=CLASSES):
-  return finetune.build(c, HORIZON, shards=8, classes=classes)
+  return finetune.build(c, state_lib.Run(HORIZON, 8, classes))
 
 
 @functools.cache

@@ -10,14 +10,14 @@ from configs import mae_lite, moco, sit
 from configs.eval import finetune
 from esvit_jax import methods, models
 from esvit_jax.errors import UserError
-from esvit_jax.state import Horizon
+from esvit_jax.state import Horizon, Run
 from esvit_jax.weights import networks as weights
 from esvit_jax.weights import published, tables
 
 
 def network(config, **given) -> dict:
   """Random variables of what a method trains: {'params', 'batch_stats'}."""
-  method = methods.METHODS[config.method](config, Horizon(10, 5), **given)
+  method = methods.METHODS[config.method](config, Run(Horizon(10, 5), **given))
   params, _, extra = jax.eval_shape(method.init, jax.random.key(0))
   stats = extra.get('student', {})
   return golden_weights.random_variables(

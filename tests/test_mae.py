@@ -19,7 +19,7 @@ from esvit_jax.models.vit import ViT
 from esvit_jax.weights import tables
 
 KEY = jax.random.key(0)
-HORIZON = state.Horizon(100, 10)
+RUN = state.Run(state.Horizon(100, 10))
 CLOSE = {'rtol': 1e-4, 'atol': 1e-5}
 VISIBLE = 49
 
@@ -203,7 +203,7 @@ def test_published_distillation():
   for found, name in (
     (value, 'loss_total'),
     (metrics['attention_loss'], 'loss_attn'),
-    (metrics['mae_loss'], 'loss_mae'),
+    (metrics['reconstruction_loss'], 'loss_mae'),
   ):
     np.testing.assert_allclose(found, golden[name], rtol=1e-5, err_msg=name)
   for found, who in zip(logits, ('student', 'teacher')):
@@ -247,7 +247,9 @@ def test_published_variants_of_distillation(more, fields, distill, expected):
   loss = golden_step(network, c, mae_runs.golden_order())
   run = jax.jit(lambda params, frozen: loss(params, targets(frozen)))
   value, (metrics, _) = run(params, teacher()[1])
-  names = ('mae_loss', 'attention_loss', 'hidden_loss')[: len(metrics)]
+  names = ('reconstruction_loss', 'attention_loss', 'hidden_loss')[
+    : len(metrics)
+  ]
   found = [value, *(metrics[name] for name in names)]
   np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -256,14 +258,16 @@ def test_decoupled_student_learns_in_two_halves():
   """The decoder teaches the first blocks, the teacher all and the tail."""
   c = mae_runs.tiny(decoupled=True, layer=3)
   c.mae.decode_at = 2
-  built = method.build(c, HORIZON, teacher=mae_runs.tiny_teacher())
+  built = method.build(c, RUN._replace(teacher=mae_runs.tiny_teacher()))
   whole, _, batch = start(built)
   assert set(whole.params['tail_block']['attn']) == {'qkv'}
   views = jax.jit(built.views)(batch, jax.random.split(KEY, 8))
 
   def losses(params):
     metrics = built.loss(params, whole, views, KEY).metrics
-    return jnp.stack([metrics['mae_loss'], metrics['attention_loss']])
+    return jnp.stack(
+      [metrics['reconstruction_loss'], metrics['attention_loss']]
+    )
 
   jacobian = jax.jit(jax.jacrev(losses))(whole.params)
   parts = [jacobian['backbone'][f'block{j}'] for j in range(3)]
@@ -324,7 +328,7 @@ def test_hidden_states_are_matched_through_their_adapters():
   np.testing.assert_allclose(metrics['hidden_loss'], expected, rtol=1e-4)
   np.testing.assert_allclose(
     value,
-    metrics['mae_loss']
+    metrics['reconstruction_loss']
     + metrics['attention_loss']
     + 0.5 * metrics['hidden_loss'],
     rtol=1e-6,
@@ -413,7 +417,7 @@ def test_eight_devices_are_one(distilled):
   runs = []
   for devices in (jax.devices()[:1], jax.devices()):
     mesh = sharding.mesh(devices)
-    built = method.build(c, HORIZON, shards=mesh.size, teacher=teacher)
+    built = method.build(c, RUN._replace(shards=mesh.size, teacher=teacher))
     whole, tx, batch = start(built)
     step = jax.jit(state.make_train_step(built, tx), donate_argnums=0)
     batch = jax.device_put(batch, sharding.data(mesh))
@@ -453,7 +457,7 @@ def test_masks_differ_between_images_and_steps():
 
 def test_chance_is_the_loss_of_a_blank_prediction():
   c = mae_runs.tiny()
-  built = method.build(c, HORIZON)
+  built = method.build(c, RUN)
   patches = mae.patchify(random_images(), 4)
   mean, deviation = mae.patch_moments(patches)
   target = (patches - mean) / deviation
@@ -465,7 +469,7 @@ def test_chance_is_the_loss_of_a_blank_prediction():
 
 def test_features_are_the_mean_patch_of_the_student():
   c = mae_runs.tiny()
-  built = method.build(c, HORIZON)
+  built = method.build(c, RUN)
   whole, _, _ = start(built)
   assert built.network == 'student' and whole.teacher is None
   images = random_images()
@@ -477,7 +481,7 @@ def test_features_are_the_mean_patch_of_the_student():
 
 def test_pictures_of_a_state():
   c = mae_runs.tiny()
-  built = method.build(c, HORIZON)
+  built = method.build(c, RUN)
   whole, _, batch = start(built)
   views = jax.jit(built.views)(batch, jax.random.split(KEY, 8))
   shown = built.show(whole, views, KEY)
@@ -513,7 +517,7 @@ def test_settings_that_do_not_fit(changes, words):
   c = mae_runs.tiny()
   c.update(changes)
   with pytest.raises(UserError, match=words):
-    jax.eval_shape(method.build(c, HORIZON).init, KEY)
+    jax.eval_shape(method.build(c, RUN).init, KEY)
 
 
 @pytest.mark.parametrize(
@@ -528,14 +532,14 @@ def test_teachers_that_do_not_fit(changes, words):
   c = mae_runs.tiny()
   c.update(changes)
   with pytest.raises(UserError, match=words):
-    method.build(c, HORIZON, teacher=mae_runs.tiny_teacher())
+    method.build(c, RUN._replace(teacher=mae_runs.tiny_teacher()))
 
 
 def test_other_backbones_are_refused():
   c = mae_runs.tiny()
   c.model = {'name': 'swin_tiny'}
   with pytest.raises(UserError, match='needs a ViT'):
-    method.build(c, HORIZON)
+    method.build(c, RUN)
 
 
 @pytest.mark.parametrize('table', ['mae', 'd2mae'])

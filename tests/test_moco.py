@@ -12,6 +12,7 @@ import pytest
 from esvit_jax import state
 from esvit_jax.errors import UserError
 from esvit_jax.losses import contrastive
+from esvit_jax.methods import method as shared
 from esvit_jax.methods import moco
 from esvit_jax.models.positions import moco_table
 from esvit_jax.weights import tables
@@ -116,11 +117,7 @@ def test_eight_devices_are_one():
   # Batch norm cancels the last norm's bias, so that only rounding would move
   # it, and features with it.
   (one, a), (eight, b) = contrast_runs.on_devices(c, ('backbone/norm/bias',))
-  for x, y in zip(one, eight):
-    assert x['skipped'] == 0
-    np.testing.assert_allclose(
-      list(x.values()), list(y.values()), rtol=1e-5, atol=1e-5
-    )
+  contrast_runs.assert_same_metrics(one, eight)
   contrast_runs.assert_near(a, b)
   assert one[0]['loss'] != one[1]['loss']
 
@@ -137,7 +134,7 @@ def test_heads_see_one_view_at_a_time():
   @jax.jit
   def project(images):
     stats = whole.extra['student']
-    out, _ = moco.forward(network, whole.params, stats, images, KEY)
+    out, _ = shared.forward(network, whole.params, stats, images, key=KEY)
     return out.projected
 
   x, y = project(images), project(other)
@@ -202,7 +199,7 @@ def test_starts_as_published():
 def test_two_views_of_each_image():
   c = contrast_runs.tiny('moco')
   c.views.globals.update({'blur': (1.0, 0.0), 'solarize': (0.0, 1.0)})
-  method = moco.build(c, contrast_runs.HORIZON)
+  method = moco.build(c, state.Run(contrast_runs.HORIZON))
   images = np.full((3, 24, 24, 1), 200, np.uint8)
   batch = {'image': images, 'size': np.full((3, 2), 24, np.int32)}
   views = jax.jit(method.views)(batch, jax.random.split(KEY, 3))

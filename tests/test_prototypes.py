@@ -13,7 +13,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from esvit_jax.errors import UserError
-from esvit_jax.losses import prototypes
+from esvit_jax.losses import prototypes, tiles
+from esvit_jax.losses.prototypes import Side
 
 GOLDEN = Path(__file__).parent / 'goldens/esvit/losses_synthetic.npz'
 VIEWS = (16, 16, 4, 4, 4)  # regions per view of the golden
@@ -27,7 +28,7 @@ def unit(rng, *shape):
 
 @functools.cache
 def example(B=6, views=(4, 4, 2, 1), K=37, P=16, seed=0):
-  """u, w_s, t, w_t, center, match of a region loss."""
+  """Student, teacher and matching of a region loss."""
   rng = np.random.default_rng(seed)
   S, T = sum(views), sum(views[:2])
   weights = prototypes.pair_weights(views)
@@ -39,24 +40,33 @@ def example(B=6, views=(4, 4, 2, 1), K=37, P=16, seed=0):
   )
   center = 0.1 * rng.standard_normal(K).astype(np.float32)
   return (
-    *(unit(rng, B, S, P), unit(rng, K, P)),
-    *(unit(rng, B, T, P), 1.5 * unit(rng, K, P)),
-    *(center, match),
+    Side(unit(rng, B, S, P), unit(rng, K, P), 0.1),
+    Side(unit(rng, B, T, P), 1.5 * unit(rng, K, P), 0.05, center),
+    match,
   )
 
 
 def value_and_grads(args, dtype=jnp.float32, **options):
-  def loss(u, w_s, temp_t):
-    return prototypes.cross_entropy(u, w_s, *args[2:], 0.1, temp_t, **options)
+  student, teacher, match = args
 
-  u, w_s = jnp.asarray(args[0], dtype), jnp.asarray(args[1])
-  value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(u, w_s, 0.05)
+  def loss(u, w_s, temperature):
+    return tiles.cross_entropy(
+      Side(u, w_s, student.temperature),
+      teacher._replace(temperature=temperature),
+      match,
+      **options,
+    )
+
+  u, w_s = jnp.asarray(student.tokens, dtype), jnp.asarray(student.prototypes)
+  value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(
+    u, w_s, teacher.temperature
+  )
   return value, *grads
 
 
 @functools.cache
 def plain_value_and_grads(views):
-  return value_and_grads(example(views=views))
+  return value_and_grads(example(views=views), form='plain')
 
 
 @pytest.mark.parametrize(
@@ -82,21 +92,22 @@ def test_forms_give_the_numbers_of_plain(views, options):
 
 @pytest.mark.parametrize('form', ['plain', 'images', 'prototypes'])
 def test_gradients_scale_with_what_comes_in(form):
-  args = example()
+  student, teacher, match = example()
 
   def loss(u, factor):
-    return factor * prototypes.cross_entropy(u, *args[1:], 0.1, 0.05, form=form)
+    s = student._replace(tokens=u)
+    return factor * tiles.cross_entropy(s, teacher, match, form=form)
 
   grad = jax.jit(jax.grad(loss))
-  one, three = (grad(args[0], x) for x in (1.0, 3.0))
-  np.testing.assert_allclose(three, 3 * one, rtol=1e-5, atol=1e-6)
+  once, thrice = (grad(student.tokens, x) for x in (1.0, 3.0))
+  np.testing.assert_allclose(thrice, 3 * once, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('form', ['images', 'prototypes'])
 def test_bfloat16_stays_near_float32(form):
   args = example(B=8, K=300, P=64)
   value, *grads = value_and_grads(args, jnp.bfloat16, form=form, chunk=3)
-  right, *right_grads = value_and_grads(args)
+  right, *right_grads = value_and_grads(args, form='plain')
   assert abs(value - right) < 2e-3 * right
   assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.float32]
   for g, r in zip(grads, right_grads):
@@ -106,23 +117,20 @@ def test_bfloat16_stays_near_float32(form):
 
 @pytest.mark.parametrize('form', ['plain', 'images', 'prototypes'])
 def test_teacher_gets_no_gradient(form):
-  args = example()
+  student, teacher, match = example()
   grads = jax.grad(
-    lambda *teacher: prototypes.cross_entropy(
-      *args[:2], *teacher, 0.1, 0.05, form=form
-    ),
-    (0, 1, 2, 3),
-  )(*args[2:])
-  assert not any(np.any(g) for g in grads)
+    lambda *args: tiles.cross_entropy(student, *args, form=form), (0, 1)
+  )(teacher, match)
+  assert not any(np.any(g) for g in jax.tree.leaves(grads))
 
 
 @pytest.mark.parametrize('form', ['plain', 'images', 'prototypes'])
 def test_an_indifferent_student_pays_ln_k(form):
-  u, w_s, *teacher = example()
-  value = prototypes.cross_entropy(
-    0 * u, w_s, *teacher, 0.1, 0.05, form=form, chunk=5
-  )
-  np.testing.assert_allclose(value, math.log(len(w_s)), rtol=1e-6)
+  student, teacher, match = example()
+  student = student._replace(tokens=0 * student.tokens)
+  value = tiles.cross_entropy(student, teacher, match, form=form, chunk=5)
+  K = len(student.prototypes)
+  np.testing.assert_allclose(value, math.log(K), rtol=1e-6)
 
 
 @pytest.mark.parametrize('form', ['plain', 'images', 'prototypes'])
@@ -131,10 +139,12 @@ def test_the_best_student_says_what_the_teacher_says(form):
   rng = np.random.default_rng(1)
   u, w = unit(rng, 2, 2, 8), unit(rng, 30, 8)
   match = np.broadcast_to(np.eye(2, dtype=np.float32) / 2, (2, 2, 2))
-  args = u, w, u, w, np.zeros(30, np.float32), match
+  teacher = Side(u, w, 0.1)
 
   def loss(u):
-    return prototypes.cross_entropy(u, *args[1:], 0.1, 0.1, form=form, chunk=7)
+    return tiles.cross_entropy(
+      Side(u, w, 0.1), teacher, match, form=form, chunk=7
+    )
 
   log_p = jax.nn.log_softmax(jnp.einsum('bnp,kp->bnk', u, w) / 0.1)
   entropy = -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, -1))
@@ -145,9 +155,9 @@ def test_the_best_student_says_what_the_teacher_says(form):
 
 def test_unknown_form_is_named():
   with pytest.raises(UserError, match="no form 'imgs'"):
-    prototypes.cross_entropy(*example(), 0.1, 0.05, form='imgs')
+    tiles.cross_entropy(*example(), form='imgs')
   with pytest.raises(ValueError, match='6 images do not split over 4'):
-    prototypes.cross_entropy(*example(), 0.1, 0.05, form='images', shards=4)
+    tiles.cross_entropy(*example(), form='images', shards=4)
 
 
 # --- eight devices
@@ -159,23 +169,28 @@ def compiled(form, w_split=False):
   split = NamedSharding(mesh, PartitionSpec('data'))
   whole = NamedSharding(mesh, PartitionSpec())
   args = example(B=64, views=(4, 4, 2, 2), K=1024, P=16)
-  ours = split if w_split else whole
-  shardings = split, ours, split, ours, whole, split
-  args = [jax.device_put(*x) for x in zip(args, shardings)]
+  stored = split if w_split else whole
+  side = Side(split, stored, whole, whole)
+  args = jax.device_put(args, (side, side, split))
 
-  def loss(u, w_s, t, w_t, center, match):
+  def loss(tokens, w_s, student, teacher, match):
     # Split prototypes are brought together before the scan, not in it.
-    w_s, w_t = jax.lax.with_sharding_constraint((w_s, w_t), whole)
-    return prototypes.cross_entropy(
-      *(u, w_s, t, w_t, center, match, 0.1, 0.05),
+    w_s, w_t = jax.lax.with_sharding_constraint(
+      (w_s, teacher.prototypes), whole
+    )
+    return tiles.cross_entropy(
+      student._replace(tokens=tokens, prototypes=w_s),
+      teacher._replace(prototypes=w_t),
+      match,
       form=form,
       chunk={'images': 2, 'prototypes': 128, 'plain': 0}[form],
       shards=8,
     )
 
   step = jax.jit(
-    jax.value_and_grad(loss, (0, 1)), out_shardings=(whole, (split, ours))
+    jax.value_and_grad(loss, (0, 1)), out_shardings=(whole, (split, stored))
   )
+  args = args[0].tokens, args[0].prototypes, *args
   return step.lower(*args).compile(), args
 
 
@@ -209,7 +224,7 @@ def test_devices_meet_once_and_hold_no_tokens_by_k(form):
   assert sizes[0] < sizes[1] / 2
 
   value, grads = tiled(*args)
-  right = value_and_grads(tuple(map(np.asarray, args)))
+  right = value_and_grads(jax.tree.map(np.asarray, args[2:]), form='plain')
   for x, y in zip((value, *grads), right):
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
 
@@ -262,18 +277,18 @@ def test_regions_find_their_own_copies():
 
 
 def test_center_is_the_moving_mean_of_logits():
-  _, _, t, w_t, center, _ = example()
-  logits = np.einsum('bnp,kp->bnk', t, w_t)
+  _, teacher, _ = example()
+  logits = np.einsum('bnp,kp->bnk', teacher.tokens, teacher.prototypes)
   np.testing.assert_allclose(
-    prototypes.update_center(center, w_t, t, 0.9),
-    0.9 * center + 0.1 * logits.mean((0, 1)),
+    prototypes.update_center(teacher, 0.9),
+    0.9 * teacher.center + 0.1 * logits.mean((0, 1)),
     atol=1e-6,
   )
 
 
 def test_default_form_is_one_of_the_tiled():
-  assert prototypes.default_form(4, 170, 65536) == 'images'
-  assert prototypes.default_chunk('images', 10_000) == 1
+  assert tiles.default_form(4, 170, 65536) == 'images'
+  assert tiles.default_chunk('images', 10_000) == 1
 
 
 # --- published numbers
@@ -303,26 +318,30 @@ def golden_center(name):
 
 @functools.cache
 def golden_parts():
-  """Arguments of the view and the region loss; prototypes are the axes."""
+  """Sides and matching of both losses; prototypes are the axes."""
   W = np.eye(12, dtype=np.float32)
   ones = (1,) * 5
   pairs = prototypes.pair_weights(ones)
-  view = (
-    *(golden_input('s_cls', ones), W, golden_input('t_cls', ones[:2]), W),
-    golden_center('center'),
-    np.broadcast_to(pairs, (3, 5, 2)),
-  )
+
+  def sides(level, views, center):
+    return (
+      Side(golden_input(f's_{level}', views), W, TEMPS[0]),
+      Side(
+        golden_input(f't_{level}', views[:2]),
+        W,
+        TEMPS[1],
+        golden_center(center),
+      ),
+    )
+
+  view = *sides('cls', ones, 'center'), np.broadcast_to(pairs, (3, 5, 2))
   match, _ = prototypes.matching(
     golden_input('s_fea', VIEWS),
     golden_input('t_fea', VIEWS[:2]),
     prototypes.pair_weights(VIEWS),
     VIEWS[:2],
   )
-  region = (
-    *(golden_input('s_reg', VIEWS), W, golden_input('t_reg', VIEWS[:2]), W),
-    *(golden_center('center_grid'), match),
-  )
-  return view, region
+  return view, (*sides('reg', VIEWS, 'center_grid'), match)
 
 
 def close(x, y):
@@ -334,10 +353,14 @@ def test_published_losses_gradients_and_centers(form):
   golden = np.load(GOLDEN)
 
   def loss(args):
-    def of(u):
-      return prototypes.cross_entropy(u, *args[1:], *TEMPS, form=form, chunk=2)
+    student, *others = args
 
-    return jax.jit(jax.value_and_grad(of))(args[0])
+    def value(u):
+      return tiles.cross_entropy(
+        student._replace(tokens=u), *others, form=form, chunk=2
+      )
+
+    return jax.jit(jax.value_and_grad(value))(student.tokens)
 
   view, region = golden_parts()
   (view_loss, view_grad), (region_loss, region_grad) = loss(view), loss(region)
@@ -346,18 +369,15 @@ def test_published_losses_gradients_and_centers(form):
   close(view_grad, torch_rows_to_images(golden['dino_grad_s_cls'], (1,) * 5))
   close(0.5 * view_grad, torch_rows_to_images(golden['grad_s_cls'], (1,) * 5))
   close(0.5 * region_grad, torch_rows_to_images(golden['grad_s_reg'], VIEWS))
-  for name, (_, _, t, w_t, center, _) in (
-    ('center', view),
-    ('center_grid', region),
-  ):
-    close(prototypes.update_center(center, w_t, t, 0.9), golden[name][0])
+  for name, (_, teacher, _) in (('center', view), ('center_grid', region)):
+    close(prototypes.update_center(teacher, 0.9), golden[name][0])
 
 
 @pytest.mark.parametrize('form', ['plain', 'images', 'prototypes'])
 def test_published_mixup_is_a_matching_across_images(form):
   # All images together are one: token (v, b) follows teacher token (q, b').
-  (u, w, t, w_t, center, pairs), _ = golden_parts()
-  B, V = u.shape[:2]
+  (student, teacher, pairs), _ = golden_parts()
+  B, V = student.tokens.shape[:2]
   match = np.zeros((V, B, 2, B), np.float32)
   for v in range(V):
     key = f'input:synth_mix{v}'
@@ -365,14 +385,14 @@ def test_published_mixup_is_a_matching_across_images(form):
     mix = jax.nn.softmax(rng.standard_normal((B, B)).astype(np.float32))
     for q in range(2):
       match[v, :, q] = pairs[0, v, q] * mix.T / B
-  loss = prototypes.cross_entropy(
-    np.swapaxes(u, 0, 1).reshape(1, V * B, 12),
-    w,
-    np.swapaxes(t, 0, 1).reshape(1, 2 * B, 12),
-    w_t,
-    center,
+  student, teacher = (
+    x._replace(tokens=np.swapaxes(x.tokens, 0, 1).reshape(1, -1, 12))
+    for x in (student, teacher)
+  )
+  loss = tiles.cross_entropy(
+    student,
+    teacher,
     match.reshape(1, V * B, 2 * B),
-    *TEMPS,
     form=form,
     chunk=5,
   )

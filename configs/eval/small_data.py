@@ -69,7 +69,7 @@ def few_images(c: ConfigDict) -> None:
   c.pretraining.eval.every_epochs = 100.0
   c.finetuning.eval.every_epochs = 10.0
   if c.pretraining.method == 'sit':
-    c.pretraining.sit.lmbda = 5.0  # as published for small sets
+    c.pretraining.sit.reconstruction_weight = 5.0  # as published for small sets
 
 
 def embedded(c: ConfigDict, method: str) -> None:

@@ -127,9 +127,9 @@ def _classes(asked: int, given: int) -> int:
       'fine-tuning needs labels and this data has none: use sub-folders for '
       'classes, another data.source, or set finetune.classes'
     )
-  if wanted and wanted < found:
+  if asked and asked < given:
     raise UserError(
-      f'finetune.classes is {wanted} but the data has {found} classes: set '
+      f'finetune.classes is {asked} but the data has {given} classes: set '
       'it to 0 to take those of the data'
     )
   return asked or given

@@ -92,9 +92,9 @@ def build(config, run: Run) -> Method:
     loss=loss,
     momentum=None,
     stages={
-      'loss': lambda state, views, key, done: loss(
-        state.params, state, views, key
-      ).value
+      'loss': lambda state, views, key, done: (
+        loss(state.params, state, views, key).value
+      )
     },
     network='student',
     # Normed patches have a variance of (P - 1)/P, as their own has P - 1.

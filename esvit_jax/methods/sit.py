@@ -161,9 +161,7 @@ def build(config, run: Run) -> Method:
     teacher.backbone,
     init=init,
     loss=loss,
-    momentum=optim.cosine(
-      config.ema.start, config.ema.end, run.horizon.steps
-    ),
+    momentum=optim.cosine(config.ema.start, config.ema.end, run.horizon.steps),
     stages={
       'corruption': lambda state, views, key, done: corrupt(
         views['globals'], key

@@ -40,7 +40,7 @@ class Outputs(NamedTuple):
 
 
 class MAE(nn.Module):
-  """A ViT that sees a part of the patches, and a decoder that paints all.
+  """A ViT that sees a part of the patches, and a decoder of all pixels.
 
   Attributes:
     backbone: the encoder, a `vit.ViT`.

@@ -1,4 +1,4 @@
-"""Heads of MoCo-v3 and SiT: multi-layer perceptrons, and one that paints."""
+"""Heads of MoCo-v3 and SiT: perceptrons, and one that makes pixels."""
 
 import math
 
@@ -65,8 +65,8 @@ class Projector(nn.Module):
     return x
 
 
-class Painter(nn.Module):
-  """SiT's reconstruction head: pixels of each region, from its feature.
+class ReconstructionHead(nn.Module):
+  """SiT's: the pixels of each region, from its feature.
 
   Three linear layers with GELU, then a transposed convolution of stride p:
   out[p i + a, p j + b] = x[i, j] . kernel[a, b] + bias.

@@ -75,10 +75,12 @@ def plan(config, mesh, sources, horizon) -> Job:
     )
   method = methods.METHODS[config.method](
     config,
-    horizon,
-    shards=mesh.size,
-    classes=len(sources['train'].classes or ()),
-    teacher=_frozen_teacher(config),
+    state_lib.Run(
+      horizon,
+      shards=mesh.size,
+      classes=len(sources['train'].classes or ()),
+      teacher=_frozen_teacher(config),
+    ),
   )
   params, _, _ = jax.eval_shape(method.init, jax.random.key(0))
   tx, schedules = optim.from_config(config, horizon, params)

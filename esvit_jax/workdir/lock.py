@@ -28,7 +28,9 @@ FREE = (
 )
 
 # Names that fields of the config had in older versions -> what they are now.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+  'sit.lmbda': 'sit.reconstruction_weight',
+}
 
 
 def check(path: str, config: dict) -> None:
