@@ -49,7 +49,7 @@ def published():
   @jax.jit
   def heads(images):
     features, sown = inspect(backbone, variables, images)
-    return attention.per_head(features, sown)
+    return attention.per_head(features, sown, 224)
 
   return golden, heads
 
@@ -82,8 +82,8 @@ def test_formulas_give_the_published_values(local):
   tag = 'probe_local' if local else 'probe'
   logits = golden_mae_sit.normal('probe_attn', (2, 3, 196, 196))
   logits = logits - local * manhattan()[None, None]
-  probs = attention.patch_attention(logits, 0)
-  far = attention.SCALE * attention.distances(*GRID)
+  probs = attention.region_attention(jax.nn.softmax(logits), 0)
+  far = 14 * attention.distances(*GRID)
   entropy = attention.entropy(probs, attention.EPS).mean((0, 2))
   distance = (probs * far[None, None]).sum(-1).mean((0, 2))
   np.testing.assert_allclose(entropy, golden[f'{tag}_entropy'], rtol=1e-5)
@@ -94,18 +94,23 @@ def test_distances_are_the_published_ones():
   golden, _ = golden_mae_sit.load('analysis')
   for row in (0, 30):
     np.testing.assert_allclose(
-      attention.SCALE * attention.distances(*GRID)[row],
+      14 * attention.distances(*GRID)[row],
       golden[f'dist_matrix_row{row}'],
       rtol=1e-6,
     )
 
 
 def test_uniform_attention_gives_the_values_of_the_specification():
-  sown = {'block0': {'attn': {'logits': (jnp.zeros((1, 1, 2, 197, 197)),)}}}
-  (found,) = attention.per_head(grid_of(14, 14), sown).values()
+  sown = {'block0': attends(jnp.zeros((1, 1, 2, 197, 197)))}
+  (found,) = attention.per_head(grid_of(14, 14), sown, 224).values()
   np.testing.assert_allclose(found[0], [[5.278, 101.93]] * 2, rtol=2e-4)
-  (bits,) = attention.per_head(grid_of(14, 14), sown, base=2).values()
+  (bits,) = attention.per_head(grid_of(14, 14), sown, 224, base=2).values()
   np.testing.assert_allclose(bits[..., 0], math.log2(196), rtol=2e-4)
+
+
+def attends(logits):
+  """What a block of a ViT sows."""
+  return {'attn': {'attention': (jax.nn.softmax(jnp.asarray(logits)),)}}
 
 
 def grid_of(h, w):
@@ -121,9 +126,7 @@ def test_what_a_class_token_sees_and_tells_does_not_count():
   other[..., 0, :] += 5
   other[..., :, 0] -= 3
   found = [
-    attention.per_head(
-      grid_of(2, 3), {'block0': {'attn': {'logits': (jnp.asarray(x),)}}}
-    )['block0']
+    attention.per_head(grid_of(2, 3), {'block0': attends(x)}, 32)['block0']
     for x in (logits, other)
   ]
   np.testing.assert_allclose(*found, rtol=1e-6)
@@ -146,9 +149,21 @@ def test_images_count_alike_in_batches_of_any_size():
     attention.mean_per_head([])
 
 
-def test_a_backbone_without_attention_is_told_so():
-  with pytest.raises(UserError, match='keeps no attention'):
-    attention.blocks(grid_of(2, 2), {'layer1': {}})
+def test_a_backbone_without_attention_has_no_blocks_of_it():
+  assert attention.blocks(grid_of(2, 2), {'layer1': {}}) == []
+  assert attention.per_head(grid_of(2, 2), {}, 32) == {}
+
+
+def test_attention_is_found_by_what_is_sown_not_by_names():
+  probs = jax.nn.softmax(jnp.zeros((1, 1, 2, 5, 5)))
+  sown = {
+    'mixer10': {'inner': {'attention': (probs,)}},
+    'mixer9': {'attention': (probs,)},
+    'pool': {'attention': (probs[..., :1, :],)},  # one query: no map of regions
+  }
+  found = attention.blocks(grid_of(2, 2), sown)
+  assert [x.name for x in found] == ['mixer9', 'mixer10']
+  assert [x.probs.shape for x in found] == [(1, 2, 5, 5)] * 2
 
 
 # Windows
@@ -167,30 +182,29 @@ def windows():
 
 
 def test_geometry_is_that_of_the_backbone():
-  found = attention.blocks(*windows(), side=8)
+  found = attention.blocks(*windows())
   assert [x.name for x in found] == [
     f'stage{i}_block{j}' for i in range(2) for j in range(2)
   ]
   assert [(x.height, x.width) for x in found] == [(9, 7)] * 2 + [(5, 4)] * 2
-  assert [x.spacing for x in found] == [1, 1, 1.8, 1.8]
   for i, block in enumerate(found):
     window, shift = swin.stage_window(16, 2, 3, i // 2)
     assert (block.window, block.shift) == (window, shift if i % 2 else 0)
 
 
 def test_a_stage_of_one_window_is_not_shifted():
-  features, sown = windows()
   # Made for images of 6 px, whose second map is one window of 3 and less.
-  assert attention.blocks(features, sown, side=3)[1].shift == 0
-  # Windows of other backbones never are.
-  still = attention.blocks(features, sown, side=8, shifts=False)
-  assert [x.shift for x in still] == [0] * 4
+  backbone = models.build(SWIN | {'image_size': 6})
+  images = jnp.zeros((1, 6, 6, 3))
+  variables = backbone.init(jax.random.key(0), (images[:, None],))
+  found = attention.blocks(*inspect(backbone, variables, images))
+  assert [x.shift for x in found] == [0] * 4
 
 
 @pytest.mark.parametrize('shift', [0, 1, 2])
 @pytest.mark.parametrize(('h', 'w'), [(6, 6), (7, 5), (3, 4)])
 def test_places_undo_the_cutting_into_windows(shift, h, w):
-  block = attention.Block('x', None, None, h, w, 3, shift)
+  block = attention.Block('x', None, h, w, 3, shift)
   numbers = 1.0 + jnp.arange(h * w).reshape(1, 1, h, w, 1)
   cut = swin.to_windows((numbers,), 3, shift)[0, ..., 0]
   np.testing.assert_array_equal(attention.places(block), cut - 1)
@@ -198,7 +212,7 @@ def test_places_undo_the_cutting_into_windows(shift, h, w):
 
 def test_a_query_sees_what_its_window_gives_it():
   """Attention times values, put back by the backbone's own geometry."""
-  for block in attention.blocks(*windows(), side=8):
+  for block in attention.blocks(*windows()):
     h, w = block.height, block.width
     rng = np.random.default_rng(0)
     values = rng.standard_normal((1, 1, h, w, 1)).astype(np.float32)
@@ -213,8 +227,8 @@ def test_a_query_sees_what_its_window_gives_it():
 
 
 def test_maps_hold_all_attention_that_is_not_on_pads():
-  first, *_ = attention.blocks(*windows(), side=8)
-  exact = attention.Block('x', None, first.probs[:, :3], 9, 3, 3, 0)
+  first, *_ = attention.blocks(*windows())
+  exact = attention.Block('x', first.probs[:, :3], 9, 3, 3, 0)
   seen = attention.maps(exact, (4, 1))
   np.testing.assert_allclose(seen.sum((2, 3)), 1, rtol=1e-5)
   assert (seen[:, :, 3:6] > 0).all()
@@ -229,14 +243,14 @@ def test_maps_hold_all_attention_that_is_not_on_pads():
 def test_pads_ask_nothing():
   """A window's mean entropy is that of its real queries."""
   features, sown = windows()
-  found = attention.per_head(features, sown, scale=2.0, base=2, side=8)
-  for block in attention.blocks(features, sown, side=8):
+  found = attention.per_head(features, sown, 18, base=2)  # 9 rows of regions
+  for block in attention.blocks(features, sown):
     sums = np.zeros((2, block.probs.shape[2], 2))
     places = attention.places(block)
     for window, query in zip(*np.nonzero(places >= 0)):
       p = np.asarray(block.probs[:, window, :, query], np.float64)
       y, x = np.divmod(np.arange(9), 3)
-      far = np.hypot(y - y[query], x - x[query]) * 2 * block.spacing
+      far = np.hypot(y - y[query], x - x[query]) * 2 * 9 / block.height
       logs = np.log2(np.where(p > 0, p, 1))
       sums += np.stack([-(p * logs).sum(-1), (p * far).sum(-1)], -1)
     np.testing.assert_allclose(
@@ -250,8 +264,8 @@ def test_pads_ask_nothing():
 def test_class_token_and_patches_look_over_the_map():
   rng = np.random.default_rng(0)
   logits = rng.standard_normal((1, 2, 7, 7)).astype(np.float32)
-  block = attention.Block('block0', logits, None, 2, 3)
   probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  block = attention.Block('block0', probs, 2, 3)
   np.testing.assert_allclose(
     attention.maps(block)[0, 1].ravel(), probs[0, 1, 0, 1:], rtol=1e-5
   )

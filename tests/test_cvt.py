@@ -116,7 +116,7 @@ def test_windows_shrink_on_small_maps(map_side, windows, n):
   variables = attention.init(conv_laws.KEY, x, False)
   y, sown = attention.apply(variables, x, False, mutable=['intermediates'])
   assert y.shape == x.shape
-  (probs,) = sown['intermediates']['attention']
+  probs = sown['intermediates']['attention'][0].probs
   assert probs.shape == (2, 3 * windows, 2, n, n)
 
 
@@ -138,7 +138,8 @@ def test_pads_count_and_are_seen():
   mean = np.asarray(x.sum((0, 1, 2, 3))) / (2 * 14 * 14)
   found = changed['batch_stats']['bn']['mean']
   np.testing.assert_allclose(found, 0.1 * mean, rtol=1e-5)
-  (probs,) = changed['intermediates']['attention']  # B W a n n
+  (windows,) = changed['intermediates']['attention']
+  probs = windows.probs  # B W a n n
   # The last window holds 1 real token and 48 pads, all alike.
   corner = probs[:, 3, 0, 0]
   assert corner[:, 1:].min() > 0

@@ -84,7 +84,8 @@ def test_published_features(name, config):
 
 def test_published_attention():
   golden, _, _, sown = published('backbone_swin_small24_w7', **SWIN_24)
-  (probs,) = sown['stage3_block1']['attn']['attention']  # B W a n n
+  (windows,) = sown['stage3_block1']['attn']['attention']
+  probs = windows.probs  # B W a n n
   # One window a view in the last stage, in the order of the groups.
   for window, key in enumerate(('attn_last_224', 'attn_last_96')):
     assert golden_weights.error(probs[:, window], golden[key]) < 2e-5

@@ -1,8 +1,9 @@
 """Where attention looks: how widely, how far, and over which of the image.
 
-Two kinds of backbones sow what is read here (spec of EsViT 9, of MAE-Lite 6):
-ViTs their logits over all tokens, Swin its probabilities within windows. What
-they sow is `intermediates` as flax returns it, of single images (one view).
+MAE-Lite (arXiv 2205.14443), section 4.2: entropy and distance per head; EsViT
+(arXiv 2106.09785), appendix: maps of heads. Read here is what a backbone sows
+as 'attention', `intermediates` as flax returns it, of single images (one
+view): probabilities over all tokens of a view, or models.layers.Windows.
 
 Axes: B images, W windows, a head, n tokens of a window, h w a map.
 """
@@ -17,89 +18,81 @@ import jax.numpy as jnp
 import numpy as np
 
 from esvit_jax.errors import UserError
+from esvit_jax.models.layers import Windows
 
 EPS = 1e-6  # published: inside the logarithm of MAE-Lite's entropy
-SCALE = 14.0  # published: pixels between patches, although they have 16
+# Stride of patches in pixels -> the published one: MAE-Lite counts 14 pixels
+# between patches of 16.
+PUBLISHED_STRIDE = {16: 14.0}
 TOP_MASS = 0.6  # published: the share of attention that a map shows
 
 
 class Block(NamedTuple):
-  """Attention of one block to maps of height x width regions.
+  """Attention of one block to a map of height x width regions.
 
   Attributes:
     name: as in the parameters, such as 'block3'.
-    logits: f[B, heads, n, n] of a ViT, the n - h w class tokens first.
-    probs: f[B, W, heads, n, n] of windows, row by row; one of the two is None.
+    probs: f[B, heads, n, n] over all tokens, the n - h w that are no regions
+      first; or f[B, W, heads, n, n] of windows, see Windows.
     height, width: of the map, without pads.
-    window: side of a window; 0 for a ViT.
+    window: side of a window; 0 where all tokens attend to all.
     shift: by which windows are displaced.
-    spacing: between regions, in those of the first map.
   """
 
   name: str
-  logits: jax.Array | None
-  probs: jax.Array | None
+  probs: jax.Array
   height: int
   width: int
   window: int = 0
   shift: int = 0
-  spacing: float = 1.0
 
 
-def blocks(
-  features, intermediates: Mapping, side: int = 0, shifts: bool = True
-) -> list[Block]:
-  """What a backbone has sown, first block first.
+def blocks(features, intermediates: Mapping) -> list[Block]:
+  """What the blocks of a backbone have sown, first block first.
 
   Args:
     features: of the same images.
     intermediates: of its blocks.
-    side: of the first map of the images that the network is made for
-      (image_size / patch), which alone decides what Swin shifts; 0 if these
-      images are of that size.
 
-  Raises:
-    UserError: the backbone keeps no attention.
+  Returns:
+    None of a backbone without attention. Blocks whose attention is of another
+    kind are left out.
   """
-  found = []
-  for name in sorted(intermediates, key=_numbers):
-    sown = intermediates[name].get('attn', {})
-    if 'logits' in sown:
-      h, w = features.grid.shape[-3:-1]
-      found.append(Block(name, sown['logits'][0][:, 0], None, h, w))
-    elif 'attention' in sown and name.startswith('stage'):
-      probs = sown['attention'][0]
-      found.append(_windowed(name, probs, features, side if shifts else 0))
-  if not found:
-    raise UserError(
-      'this backbone keeps no attention: these analyses are for ViT and Swin'
-    )
-  return found
+  h, w = features.grid.shape[-3:-1]
+  attending = []
+  for name in sorted(intermediates, key=block_numbers):
+    for sown in _sown(intermediates[name]):
+      if isinstance(sown, Windows):
+        place = (sown.height, sown.width, sown.window, sown.shift)
+        attending.append(Block(name, sown.probs, *place))
+      elif sown.shape[-1] == sown.shape[-2] >= h * w:
+        attending.append(Block(name, sown[:, 0], h, w))
+  return attending
 
 
-def _windowed(name: str, probs, features, side: int) -> Block:
-  stage, number = _numbers(name)
-  h, w = features.stages[stage].shape[-3:-1]
-  window = math.isqrt(probs.shape[-1])
-  for _ in range(stage):
-    side = -(-side // 2)  # a map of one window is not shifted
-  shift = window // 2 if number % 2 and side > window else 0
-  spacing = features.stages[0].shape[-3] / h
-  return Block(name, None, probs, h, w, window, shift, spacing)
+def _sown(tree: Mapping) -> list:
+  """All that stands under 'attention', at any depth."""
+  attending = list(tree.get('attention', ()))
+  for key, x in tree.items():
+    if isinstance(x, Mapping) and key != 'attention':
+      attending += _sown(x)
+  return attending
 
 
-def patch_attention(logits: jax.Array, others: int = 1) -> jax.Array:
-  """Softmax over patches alone: class tokens neither ask nor answer.
+def region_attention(probs: jax.Array, others: int = 1) -> jax.Array:
+  """Attention among regions alone: other tokens neither ask nor answer.
+
+  The same as a softmax over the logits of the regions.
 
   Args:
-    logits: f[..., n, n].
-    others: tokens in front that are no patches.
+    probs: f[..., n, n].
+    others: tokens in front that are no regions.
 
   Returns:
     f32[..., n - others, n - others]
   """
-  patches = logits[..., others:, others:].astype(jnp.float32)
-  return jax.nn.softmax(patches, -1)
+  among = probs[..., others:, others:].astype(jnp.float32)
+  return among / jnp.maximum(among.sum(-1, keepdims=True), 1e-30)
 
 
 def entropy(probs: jax.Array, eps: float = 0.0) -> jax.Array:
@@ -119,45 +112,49 @@ def distances(height: int, width: int) -> np.ndarray:
 def per_head(
   features,
   intermediates: Mapping,
-  scale: float = SCALE,
+  size: int,
+  stride: float = 0.0,
   base: float = math.e,
-  side: int = 0,
-  shifts: bool = True,
 ) -> dict[str, jax.Array]:
   """How widely and how far each head looks, in the mean over its queries.
 
-  To be jitted together with the forward pass, so that logits never leave the
-  device. ViTs are judged by patches alone, class tokens taken out before the
-  softmax; of windows, queries that are pads do not count.
+  To be jitted together with the forward pass, so that attention never leaves
+  the device. Where all tokens attend to all, regions are judged alone; of
+  windows, queries that are pads do not count.
 
   Args:
     features: of B images.
     intermediates: of the same.
-    scale: pixels between the regions of the first map.
+    size: height of the images in pixels.
+    stride: pixels between the regions of the first map; 0 derives it from
+      `size`, but for PUBLISHED_STRIDE.
     base: of the logarithm; published are e for ViTs and 2 for Swin.
-    side, shifts: see `blocks`.
 
   Returns:
-    block -> entropy and distance (pixels), f32[B, heads, 2].
+    block -> entropy and distance (pixels), f32[B, heads, 2]; empty of a
+    backbone without attention.
   """
-  found = {}
-  for block in blocks(features, intermediates, side, shifts):
+  heads = {}
+  for block in blocks(features, intermediates):
     if block.window:
       probs, eps = block.probs, 0.0
       grid = (block.window, block.window)
       real = places(block) >= 0  # W n
     else:
       grid = (block.height, block.width)
-      others = block.logits.shape[-1] - math.prod(grid)
-      probs, eps = patch_attention(block.logits, others)[:, None], EPS
+      others = block.probs.shape[-1] - math.prod(grid)
+      probs, eps = region_attention(block.probs, others)[:, None], EPS
       real = np.ones((1, math.prod(grid)), bool)
+    if not heads:
+      first = block.height
+      stride = stride or PUBLISHED_STRIDE.get(size // first, size / first)
     weight = jnp.asarray(real / real.sum(), jnp.float32)
-    far = jnp.asarray(distances(*grid)) * scale * block.spacing
+    far = jnp.asarray(distances(*grid)) * stride * first / block.height
     widths = entropy(probs, eps) / math.log(base)  # B W a n
     reaches = (probs * far[None, None, None]).sum(-1)
     both = jnp.stack([widths, reaches], -1)
-    found[block.name] = jnp.einsum('BWant,Wn->Bat', both, weight)
-  return found
+    heads[block.name] = jnp.einsum('BWant,Wn->Bat', both, weight)
+  return heads
 
 
 def mean_per_head(
@@ -172,15 +169,15 @@ def mean_per_head(
     block -> entropy and distance, f64[heads, 2].
   """
   sums, count = {}, 0
-  for found, mask in stream:
+  for heads, mask in stream:
     mask = np.asarray(mask)
     count += int(mask.sum())
-    for name, x in found.items():
+    for name, x in heads.items():
       x = np.asarray(x, np.float64)[mask].sum(0)
       sums[name] = sums.get(name, 0) + x
   if not count:
     raise UserError('there are no images to read attention from')
-  return {name: sums[name] / count for name in sorted(sums, key=_numbers)}
+  return {name: sums[name] / count for name in sorted(sums, key=block_numbers)}
 
 
 def figures(heads: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -234,8 +231,7 @@ def maps(block: Block, query: tuple[int, int] | None = None) -> np.ndarray:
     )
   number = None if query is None else query[0] * w + query[1]
   if not block.window:
-    logits = jnp.asarray(block.logits, jnp.float32)
-    probs = np.asarray(jax.nn.softmax(logits, -1))  # B a n n
+    probs = np.asarray(block.probs, np.float32)  # B a n n
     others = probs.shape[-1] - h * w
     if query is not None:
       row = probs[:, :, others + number]
@@ -302,6 +298,6 @@ def short_names(names: Iterable[str]) -> Sequence[str]:
   return ['.'.join(x) or name for name, x in numbers.items()]
 
 
-def _numbers(name: str) -> tuple[int, ...]:
+def block_numbers(name: str) -> tuple[int, ...]:
   """Sorts block2 before block10."""
   return tuple(int(x) for x in re.findall(r'\d+', name))

@@ -147,12 +147,9 @@ def of_images(folder, look, images, mean, std) -> list[str]:
   paths = [os.path.join(folder, 'pca.png')]
   colors = embedding.region_colors(features.grid)
   regions_png(paths[0], shown, colors)
-  try:
-    last = attention.blocks(features, sown)[-1]
-  except UserError:  # a backbone without attention
-    return paths
-  paths.append(os.path.join(folder, 'attention.png'))
-  attention_png(paths[-1], shown[:4], attention.maps(last)[:4])
+  if blocks := attention.blocks(features, sown):
+    paths.append(os.path.join(folder, 'attention.png'))
+    attention_png(paths[-1], shown[:4], attention.maps(blocks[-1])[:4])
   return paths
 
 

@@ -1,7 +1,8 @@
 """Which layers hold the same: centred kernel alignment (CKA).
 
-arXiv 2010.15327, from batches: the unbiased HSIC of each batch is averaged, so
-the result does not depend on the batch size (spec of MAE-Lite 6).
+arXiv 2010.15327, section 2, from batches: the unbiased HSIC of each batch is
+averaged, so the result does not depend on the batch size. MAE-Lite (arXiv
+2205.14443), section 4.1.
 
 Axes: B images, n of them that are real, L layers.
 """
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from esvit_jax.analysis.attention import block_numbers
 from esvit_jax.errors import UserError
 
 FEWEST = 4  # images of a batch that the unbiased estimate needs
@@ -53,7 +55,7 @@ def layers(features, intermediates: Mapping) -> dict[str, jax.Array]:
   count = grid.shape[-3] * grid.shape[-2]
   names = [x for x in intermediates if 'normed' in intermediates[x]]
   if names:
-    names.sort(key=lambda x: int(x.removeprefix('block')))
+    names.sort(key=block_numbers)
     found = {x: intermediates[x]['normed'][0] for x in names}
     found = {x: y[:, 0, y.shape[2] - count :] for x, y in found.items()}
   else:

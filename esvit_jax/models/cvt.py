@@ -21,7 +21,7 @@ from esvit_jax.models.convolutions import (
   check_images,
   drop_path,
 )
-from esvit_jax.models.layers import BatchNorm, Features, linear_init
+from esvit_jax.models.layers import BatchNorm, Features, Windows, linear_init
 from esvit_jax.models.swin import from_windows, padded, to_windows
 
 # Kernel, stride and zeros around, in front of the first stage and of others.
@@ -198,7 +198,8 @@ class WindowAttention(nn.Module):
       'BWqad,BWkad->BWaqk', q, k, preferred_element_type=jnp.float32
     )
     probs = jax.nn.softmax(logits)  # B W a n n
-    self.sow('intermediates', 'attention', probs)
+    seen = Windows(probs, h, w, window, 0)
+    self.sow('intermediates', 'attention', seen)
     out = jnp.einsum('BWaqk,BWkad->BWqad', probs.astype(self.dtype), v)
     out = out.reshape(B, -1, n, C)
     (out,) = from_windows(out, ((V, h, w),), window, 0)

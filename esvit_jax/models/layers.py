@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import struct
 
 from esvit_jax.errors import UserError
 
@@ -37,6 +38,28 @@ class Features(NamedTuple):
   grid: jax.Array
   stages: tuple[jax.Array, ...]
   blocks: tuple[jax.Array, ...]
+
+
+@struct.dataclass
+class Windows:
+  """What a backbone of windows sows as 'attention', for analyses.
+
+  Backbones that attend to all tokens of a view sow probabilities f[B, V,
+  heads, n, n] instead, the regions of the view last, row by row.
+
+  Attributes:
+    probs: f[B, W, heads, n, n]; the map is padded at the bottom and right to
+      whole windows, rolled by -shift, and cut row by row.
+    height, width: of the map in regions, without pads.
+    window: side of a window in regions.
+    shift: by which the windows are displaced.
+  """
+
+  probs: jax.Array
+  height: int = struct.field(pytree_node=False)
+  width: int = struct.field(pytree_node=False)
+  window: int = struct.field(pytree_node=False)
+  shift: int = struct.field(pytree_node=False)
 
 
 def pack(groups: Sequence[jax.Array]) -> jax.Array:

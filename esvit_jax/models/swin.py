@@ -23,6 +23,7 @@ from esvit_jax.models.layers import (
   Mlp,
   PatchEmbed,
   Shape,
+  Windows,
   layer_norm,
   linear_init,
   pack,
@@ -190,7 +191,8 @@ class WindowAttention(nn.Module):
       same = part[:, :, None] == part[:, None, :]
       logits += jnp.where(same, 0.0, MASKED)[None, :, None]
     probs = jax.nn.softmax(logits)  # B W a n n
-    self.sow('intermediates', 'attention', probs)
+    seen = Windows(probs, *shapes[0][1:], self.window, self.shift)
+    self.sow('intermediates', 'attention', seen)
     out = jnp.einsum('BWaqk,BWkad->BWqad', probs.astype(self.dtype), v)
     out = out.reshape(B, -1, n, C)
     out = pack(from_windows(out, shapes, self.window, self.shift))

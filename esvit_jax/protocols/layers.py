@@ -15,7 +15,6 @@ from esvit_jax.analysis.plots.attention import heads_png
 from esvit_jax.analysis.plots.layers import heat_map_png
 from esvit_jax.errors import UserError
 from esvit_jax.protocols.subject import Result, Subject, prepare
-from esvit_jax.weights import architecture
 from esvit_jax.weights import networks as weights_lib
 
 
@@ -28,36 +27,27 @@ def run(config, directory: str, out) -> Result:
   del out
   subject = prepare(config, directory)
   figures = _similarity(subject)
-  try:
-    figures['attention'] = _attention(subject)
-  except UserError as e:
-    figures['attention'] = str(e)  # of a backbone that keeps none
+  figures['attention'] = _attention(subject)
   return subject.result(figures)
 
 
-def _attention(subject: Subject) -> dict:
+def _attention(subject: Subject) -> dict | str:
   c = subject.config.layers
   base = {'nats': math.e, 'bits': 2.0}.get(c.unit)
   if base is None:
     raise UserError(f"config.layers.unit is '{c.unit}': use nats or bits")
-  module = subject.module
-  inspect = weights_lib.inspect(module)
-  patch = getattr(module, 'patch', 0)
-  # Windows of Swin shift by the size the network is made for, CvT's never.
-  settings = {
-    'scale': c.scale or {16: 14.0}.get(patch, patch or 4),
-    'base': base,
-    'side': module.image_size // patch if patch else 0,
-    'shifts': architecture.family(module) == 'swin',
-  }
+  inspect = weights_lib.inspect(subject.module)
 
   def per_head(variables, images):
-    return attention.per_head(*inspect(variables, images), **settings)
+    seen = inspect(variables, images)
+    return attention.per_head(*seen, images.shape[1], c.scale, base)
 
   of = subject.images(per_head)
   heads = attention.mean_per_head(
     (jax.device_get(of(batch)), batch['mask']) for batch in _some(subject)
   )
+  if not heads:
+    return 'this backbone sows no attention'
   heads_png(subject.picture('heads'), heads, base)
   return attention.figures(heads)
 
