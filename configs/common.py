@@ -18,12 +18,13 @@ def base() -> ConfigDict:
   c.data.source = 'tfds:imagenet2012'  # 'embedded', 'folder:PATH', 'tfds:NAME'
   c.data.split = 'train'
   c.data.test_split = 'auto'  # to judge on; 'held_out': of train; '': none
-  c.data.few = ''  # train on a part: '1%' or, of each class, '10' images
+  c.data.label_fraction = 1.0  # train on this share of each class
+  c.data.labels_per_class = 0  # or on this many images of each; 0: all
   c.data.data_dir = ''  # where tfds keeps its sets; '' is tfds' default
   c.data.channels = 3
   c.data.canvas = 512  # longest side kept when decoding, pixels; 0: as it is
   c.data.workers = 8  # decoding threads
-  c.data.max_corrupt = 0.01  # share of unreadable images that stops the run
+  c.data.max_unreadable = 0.01  # share of unreadable images that stops the run
   c.data.mean = (0.485, 0.456, 0.406)
   c.data.std = (0.229, 0.224, 0.225)
 
@@ -219,11 +220,12 @@ def evaluation(task: str) -> ConfigDict:
   c.data.source = ''
   c.data.split = 'train'
   c.data.test_split = 'auto'
-  c.data.few = ''
+  c.data.label_fraction = 1.0
+  c.data.labels_per_class = 0
   c.data.data_dir = ''
   c.data.canvas = -1
   c.data.workers = 8
-  c.data.max_corrupt = 0.01
+  c.data.max_unreadable = 0.01
   c.data.mean = ()
   c.data.std = ()
   return c

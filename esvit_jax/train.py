@@ -241,8 +241,8 @@ def _loop(job, state, judge, checkpoints, metrics, progress, album):
     jax.process_index(),
     jax.process_count(),
     config.data.workers,
-    config.data.max_corrupt,
-    os.path.join(judge.directory, 'corrupt.txt'),
+    config.data.max_unreadable,
+    os.path.join(judge.directory, 'unreadable.txt'),
   )
   with stop_signals() as stopping, pipeline.iterate(first) as feed:
     progress.restart(first)

@@ -254,7 +254,7 @@ def flags(images, **more):
 
 def test_corrupt_images_are_named_and_survived(finished, images):
   directory, said = finished
-  named = (directory / 'corrupt.txt').read_text().splitlines()
+  named = (directory / 'unreadable.txt').read_text().splitlines()
   assert sorted(x.partition('\t')[0] for x in named) == [
     str(images / name) for name in CORRUPT
   ]
@@ -264,12 +264,12 @@ def test_corrupt_images_are_named_and_survived(finished, images):
 
 
 def test_too_many_corrupt_images_stop_the_run(images, tmp_path):
-  source = {'data.source': f'folder:{images}', 'data.max_corrupt': 0.0}
+  source = {'data.source': f'folder:{images}', 'data.max_unreadable': 0.0}
   config = tiny(FIELDS | source)
   text = refused_here(config, tmp_path / 'run')
-  assert 'images are unreadable' in text and 'corrupt.txt' in text
+  assert 'images are unreadable' in text and 'unreadable.txt' in text
   # The list is what the user needs; nothing else is left.
-  assert os.listdir(tmp_path / 'run') == ['corrupt.txt']
+  assert os.listdir(tmp_path / 'run') == ['unreadable.txt']
 
 
 def test_workdir_of_another_config(run_dir, images):

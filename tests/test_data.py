@@ -1,4 +1,4 @@
-"""Laws of the data room: sources, decoding, batches, corrupt images."""
+"""Laws of the data room: sources, decoding, batches, unreadable images."""
 
 import io
 import itertools
@@ -359,8 +359,8 @@ class TestCorrupt:
 
   def test_three_among_a_hundred_train_on(self, hundred, tmp_path):
     self._spoil(hundred, [7, 8, 50])
-    log = tmp_path / 'run' / 'corrupt.txt'
-    pipeline = data.Pipeline(_open(hundred), 0, 20, corrupt_log=log)
+    log = tmp_path / 'run' / 'unreadable.txt'
+    pipeline = data.Pipeline(_open(hundred), 0, 20, unreadable_log=log)
     with pipeline.iterate() as feed:
       batches = list(itertools.islice(feed, 10))
     indices = np.concatenate([b['index'] for b in batches])
@@ -369,9 +369,9 @@ class TestCorrupt:
       *(0, 0, 6, 0, 4)
     ]
     assert all((b['size'] == (20, 30)).all() for b in batches)
-    assert pipeline.corrupt_count == 3
+    assert pipeline.unreadable_count == 3
     # A fresh run finds the same batches and names no image twice.
-    again = data.Pipeline(_open(hundred), 0, 20, corrupt_log=log)
+    again = data.Pipeline(_open(hundred), 0, 20, unreadable_log=log)
     assert all(_same(again[s], batches[s]) for s in range(10))
     lines = log.read_text().splitlines()
     named = sorted(line.partition('\t')[0] for line in lines)
@@ -379,8 +379,8 @@ class TestCorrupt:
 
   def test_half_stops_with_one_line(self, hundred, tmp_path):
     self._spoil(hundred, range(0, 100, 2))
-    log = tmp_path / 'corrupt.txt'
-    pipeline = data.Pipeline(_open(hundred), 0, 20, corrupt_log=log)
+    log = tmp_path / 'unreadable.txt'
+    pipeline = data.Pipeline(_open(hundred), 0, 20, unreadable_log=log)
     with (
       pytest.raises(UserError, match='more than the 5 ') as caught,
       pipeline.iterate() as feed,
@@ -393,17 +393,17 @@ class TestCorrupt:
   def test_share_is_the_users_to_set(self, hundred):
     self._spoil(hundred, range(10))
     source = _open(hundred)
-    lenient = data.Pipeline(source, 0, 100, max_corrupt=0.1)
+    lenient = data.Pipeline(source, 0, 100, max_unreadable=0.1)
     assert (lenient[0]['index'] >= 10).all()
     with pytest.raises(UserError, match='more than the 0 '):
-      data.Pipeline(source, 0, 100, max_corrupt=0.0)[0]
+      data.Pipeline(source, 0, 100, max_unreadable=0.0)[0]
 
-  def test_file_that_vanishes_counts_as_corrupt(self, hundred):
+  def test_file_that_vanishes_counts_as_unreadable(self, hundred):
     source = _open(hundred)
     (hundred / '042.jpg').unlink()
     pipeline = data.Pipeline(source, 0, 100)
     assert 42 not in pipeline[0]['index']
-    assert pipeline.corrupt_count == 1
+    assert pipeline.unreadable_count == 1
 
   def test_evaluation_masks_it_out(self, hundred):
     self._spoil(hundred, [5])

@@ -35,10 +35,10 @@ def run_dir(tmp_path_factory):
   return directory
 
 
-def evaluated(config, directory=''):
+def evaluated(config, directory='', labels_per_class=20):
   """(figures, what was printed, the JSON that was written)."""
   out = io.StringIO()
-  config.data.few = config.data.few or '20'
+  config.data.labels_per_class = labels_per_class
   figures = evaluate.run(config, str(directory), out)
   where = str(directory) or config.checkpoint
   with open(os.path.join(where, 'eval', f'{config.task}.json')) as f:
@@ -69,8 +69,7 @@ def test_a_run_says_itself_how_to_be_judged(run_dir, module):
 def test_alone_as_in_training(run_dir, tmp_path):
   """The same features, so the same figure as at the end of the run."""
   config = of(knn, run_dir)
-  config.data.few = '100%'
-  figures, _, _ = evaluated(config, tmp_path)
+  figures, _, _ = evaluated(config, tmp_path, labels_per_class=0)
   last = metrics.read(f'{run_dir}/metrics.jsonl')[-1]
   limited = tiny().eval.train_images
   assert limited == 256  # in training k-NN sees these only
@@ -202,7 +201,7 @@ def test_a_finished_network_is_measured(run_dir, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(bench, 'KNN', 300)
   monkeypatch.setattr(bench, 'REPEATS', 2)
   config = of(knn, run_dir)
-  config.data.few = '10'
+  config.data.labels_per_class = 10
   figures = bench.evaluation(config, str(tmp_path / 'new'))
   assert figures['extraction_images_per_s'] > 0
   assert figures['knn_300_300_768_s'] > 0

@@ -146,13 +146,13 @@ def run(tmp_path):
     'probe': {
       'name': 'linear probe',
       'figures': {'top1': 75.5, 'table': [{'lr': 0.1, 'top1': 75.5}]},
-      'config': {'probe': {'few': '10%'}},
+      'config': {'probe': {'label_fraction': 0.1}},
     },
   }
   write(folder, config(), lines(), ORIGIN, evaluations)
   for name in ('views', 'matches', 'by_hand'):
     png(folder / 'pictures' / f'{name}.png')
-  (folder / 'corrupt.txt').write_text('train/a.jpg\ttruncated\n')
+  (folder / 'unreadable.txt').write_text('train/a.jpg\ttruncated\n')
   return folder
 
 
@@ -180,7 +180,7 @@ def test_a_run_is_told_from_its_title_to_what_comes_next(run):
     'Constant throughout: feature spread 0.7, temperature of the teacher 0.04',
     'linear probe',
     '75.5',
-    'few 10%',
+    'label_fraction 0.1',
     'b19da30abcde+',
     'jax 0.10.2, numpy 2.3.1',
     '8 cpu',
@@ -260,7 +260,7 @@ def test_nothing_of_the_user_is_markup(tmp_path):
   settings = config(method=EVIL, **{EVIL: {EVIL: [EVIL]}})
   write(folder, settings, measured, origin, {'a': evaluation})
   png(folder / 'pictures' / (EVIL.replace('/', '') + '.png'))
-  (folder / 'corrupt.txt').write_text(f'{EVIL}\t{EVIL}\n')
+  (folder / 'unreadable.txt').write_text(f'{EVIL}\t{EVIL}\n')
   other = write(tmp_path / 'b', config(method=EVIL * 2), measured)
   for page in (built(folder), built(folder, other)):
     assert len(page.all('script')) == 1
@@ -272,7 +272,7 @@ def test_nothing_of_the_user_is_markup(tmp_path):
 def test_names_of_files_need_not_be_unicode(tmp_path):
   folder = tmp_path / 'run'
   write(folder, {'name': '\ud800'}, lines())
-  (folder / 'corrupt.txt').write_bytes(b'a\xff.jpg\tbroken\n')
+  (folder / 'unreadable.txt').write_bytes(b'a\xff.jpg\tbroken\n')
   assert 'a�.jpg: broken' in built(folder).text
 
 

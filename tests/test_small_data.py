@@ -14,11 +14,11 @@ from esvit_jax.workdir import metrics
 
 def test_both_stages_have_one_set_and_one_seed():
   c = configs.get_config('embedded_mae')
-  c.seed, c.data.few, c.data.workers = 3, '50', 1
+  c.seed, c.data.labels_per_class, c.data.workers = 3, 50, 1
   before, after = small_data.stages(c)
   for stage in (before, after):
     assert stage.seed == 3
-    assert stage.data.source == 'embedded' and stage.data.few == '50'
+    assert stage.data.source == 'embedded' and stage.data.labels_per_class == 50
     assert stage.data.workers == 1 and stage.data.canvas == 0
   assert before.method == 'mae' and after.method == 'finetune'
   assert c.seed == 3 and c.pretraining.seed == 0  # the original is as it was
@@ -50,7 +50,7 @@ def test_embedded_methods_train_the_same_network(method):
 def test_sets_that_are_there_are_run(tmp_path):
   c = configs.get_config('embedded_scratch,debug')
   c.sets, c.root = 'embedded,aircraft', str(tmp_path / 'sets')
-  c.data.few = '20'
+  c.data.labels_per_class = 20
   c.finetuning.steps = 2
   out = io.StringIO()
   figures = evaluate.run(c, str(tmp_path / 'a'), out)
@@ -69,7 +69,7 @@ def test_sets_that_are_there_are_run(tmp_path):
 def test_a_stop_is_not_an_end(tmp_path):
   """Stopped, it neither fine-tunes a half nor writes figures; then goes on."""
   c = configs.get_config('embedded_mae,debug')
-  c.data.few = '20'
+  c.data.labels_per_class = 20
   c.pretraining.eval.pictures = c.finetuning.eval.pictures = False
   c.pretraining.steps = c.finetuning.steps = 3
   c.pretraining.log_every = c.finetuning.log_every = 1

@@ -1,4 +1,4 @@
-"""Parts of a source: held-out images, few labels."""
+"""Parts of a source: held-out images, a part of each class."""
 
 import dataclasses
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from esvit_jax import data
-from esvit_jax.data.subset import few_labels
 from esvit_jax.errors import UserError
 
 
@@ -35,32 +34,38 @@ def test_a_config_can_ask_for_it(train):
   assert len(data.open_pair({**config, 'test_split': 'auto'})[1]) == 2000
 
 
-def test_few_labels_are_of_every_class(train):
+def test_a_part_has_images_of_every_class(train):
   y = data.labels(train)
   assert len(y) == 10_000
   assert set(y) == set(range(10))
-  one_percent = data.labels(few_labels(train, '1%'))
+  one_percent = data.labels(data.subsample(train, 0.01))
   share = np.round(0.01 * np.bincount(y))
   np.testing.assert_allclose(np.bincount(one_percent), share, atol=1)
-  assert (np.bincount(data.labels(few_labels(train, '7'))) == 7).all()
-  assert few_labels(train, '') is train
+  seven = data.subsample(train, labels_per_class=7)
+  assert (np.bincount(data.labels(seven)) == 7).all()
+  assert data.subsample(train) is train
 
 
 @pytest.mark.parametrize(
-  ('amount', 'words'),
-  [('lots', 'no amount'), ('0', 'at least one'), ('200%', 'share')],
+  ('fraction', 'per_class', 'words'),
+  [
+    (0, 0, 'label_fraction'),
+    (2.0, 0, 'at most 1'),
+    (1.0, -1, 'at least one'),
+    (0.1, 10, 'both set'),
+  ],
 )
-def test_bad_amounts_are_told(train, amount, words):
+def test_bad_amounts_are_told(train, fraction, per_class, words):
   with pytest.raises(UserError, match=words):
-    few_labels(train, amount)
+    data.subsample(train, fraction, per_class)
 
 
-def test_unlabelled_images_have_no_few_labels(train):
+def test_unlabelled_images_have_no_labelled_part(train):
   bare = dataclasses.replace(
     train, classes=None, read=lambda i: (train.read(i)[0], -1)
   )
   with pytest.raises(UserError, match='label'):
-    few_labels(bare, '1%')
+    data.subsample(bare, 0.01)
 
 
 def test_too_few_to_hold_out(train):

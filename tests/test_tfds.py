@@ -298,7 +298,7 @@ class TestErrors:
     shard.write_bytes(raw)
     pipeline = data.Pipeline(source, 0, 20)
     assert sorted(pipeline[0]['index']) == [1, *range(1, 20)]
-    assert pipeline.corrupt_count == 1
+    assert pipeline.unreadable_count == 1
 
 
 def test_index_walks_100_000_records_a_second(tmp_path):

@@ -142,9 +142,9 @@ def test_an_empty_folder_stays_an_empty_folder(path):
 
 def test_the_list_of_corrupt_images_stays(path):
   with pytest.raises(UserError), workdir.claim(path, CONFIG):
-    write(path, 'corrupt.txt', 'a.jpg\n')
+    write(path, 'unreadable.txt', 'a.jpg\n')
     raise UserError('too many')
-  assert listing(path) == ['corrupt.txt']
+  assert listing(path) == ['unreadable.txt']
 
 
 def test_a_mistake_after_training_loses_nothing(path):

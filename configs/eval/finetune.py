@@ -100,7 +100,7 @@ RECIPES = {
 RECIPES['embedded_few'] = RECIPES['embedded'] | {
   'batch_size': 50,  # of 99 images: an epoch is a step
   'epochs': 300,
-  'data.few': '1%',
+  'data.label_fraction': 0.01,
   'optim.lr': 0.015,  # 3e-3 at batch 50
   'optim.warmup_epochs': 5.0,
   'eval.every_epochs': 100.0,

@@ -5,7 +5,8 @@
 Variants: sweep (many learning rates, blocks and normalisations at once, the
 best chosen on a tenth of train), published (EsViT's: SGD on the last four
 blocks, random crops), mae (LARS and batch norm on the pooled feature). With
-few labels: --config.data.few=1% or, of each class, --config.data.few=10.
+few labels: --config.data.label_fraction=0.01, or of each class as many images:
+--config.data.labels_per_class=10.
 """
 
 from ml_collections import ConfigDict

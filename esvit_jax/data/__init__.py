@@ -14,7 +14,7 @@ from typing import Any
 from esvit_jax.data import embedded, filelist, folder, tfds
 from esvit_jax.data.pipeline import Feed, Pipeline, epoch
 from esvit_jax.data.source import Source, spread
-from esvit_jax.data.subset import few_labels, hold_out, labels, subset
+from esvit_jax.data.subset import hold_out, labels, subsample, subset
 from esvit_jax.errors import UserError
 
 # Each builder takes (place, split, data_dir, canvas, channels), where `place`
@@ -35,12 +35,12 @@ __all__ = [
   'Pipeline',
   'Source',
   'epoch',
-  'few_labels',
   'hold_out',
   'labels',
   'open_pair',
   'open_source',
   'spread',
+  'subsample',
   'subset',
 ]
 
@@ -50,10 +50,9 @@ def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
 
   Args:
     config: `source` ('embedded', 'folder:/path', 'list:/path' or 'tfds:name')
-      and, each
-      optional (None means the default): `split` ('train'), `data_dir` (where
-      tfds keeps its sets), `canvas` (pixels, one number or (height, width)),
-      `channels` (1 or 3).
+      and, each optional (None means the default): `split` ('train'),
+      `data_dir` (where tfds keeps its sets), `canvas` (pixels, one number or
+      (height, width)), `channels` (1 or 3).
     split: used instead of the config's.
 
   Raises:

@@ -43,8 +43,8 @@ class Pipeline:
     process_index: int = 0,
     process_count: int = 1,
     workers: int | None = None,
-    max_corrupt: float = 0.01,
-    corrupt_log: str | os.PathLike | None = None,
+    max_unreadable: float = 0.01,
+    unreadable_log: str | os.PathLike | None = None,
   ):
     """Opens the pipeline; nothing is read yet.
 
@@ -54,18 +54,20 @@ class Pipeline:
       batch_size: rows of the global batch, a multiple of process_count.
       process_index, process_count: which part of each batch is ours.
       workers: reading threads; None takes one per core, at most 16.
-      max_corrupt: share of the source that may be unreadable.
-      corrupt_log: file that names each unreadable image once.
+      max_unreadable: share of the source that may be unreadable.
+      unreadable_log: file that names each unreadable image once.
 
     Raises:
       UserError: the processes can't share the batch equally.
     """
-    # grain orders positions only; reading stays ours, so that a corrupt image
-    # can be replaced and the rows of one batch are read by several threads.
+    # grain orders positions only; reading stays ours, so that an unreadable
+    # image can be replaced and several threads read the rows of one batch.
     import grain
 
     rows = _local_rows(batch_size, process_count)
-    self._reader = _Reader(source, max_corrupt, corrupt_log, substitute=True)
+    self._reader = _Reader(
+      source, max_unreadable, unreadable_log, substitute=True
+    )
     self._workers = workers
     self._order = (
       grain.MapDataset.range(len(source))
@@ -88,9 +90,9 @@ class Pipeline:
     return Feed(self._reader, orders, self._workers)
 
   @property
-  def corrupt_count(self) -> int:
+  def unreadable_count(self) -> int:
     """Distinct images this process has found unreadable so far."""
-    return len(self._reader.corrupt)
+    return len(self._reader.unreadable)
 
 
 def epoch(
@@ -99,8 +101,8 @@ def epoch(
   process_index: int = 0,
   process_count: int = 1,
   workers: int | None = None,
-  max_corrupt: float = 0.01,
-  corrupt_log: str | os.PathLike | None = None,
+  max_unreadable: float = 0.01,
+  unreadable_log: str | os.PathLike | None = None,
 ) -> 'Feed':
   """Each image once, in the order of the source: for evaluation.
 
@@ -109,7 +111,7 @@ def epoch(
   a row only pads the last batch, False where its image is unreadable.
   """
   rows = _local_rows(batch_size, process_count)
-  reader = _Reader(source, max_corrupt, corrupt_log, substitute=False)
+  reader = _Reader(source, max_unreadable, unreadable_log, substitute=False)
 
   def orders() -> Iterator[np.ndarray]:
     for start in range(0, len(source), batch_size):
@@ -194,23 +196,23 @@ class Feed:
 
 
 class _Reader:
-  """Fills batches from a source; knows which of its images are corrupt."""
+  """Fills batches from a source; knows which of its images are unreadable."""
 
   def __init__(
     self,
     source: Source,
-    max_corrupt: float,
-    corrupt_log: str | os.PathLike | None,
+    max_unreadable: float,
+    unreadable_log: str | os.PathLike | None,
     substitute: bool,
   ):
-    self.corrupt: set[int] = set()
+    self.unreadable: set[int] = set()
     self._source = source
-    self._share = max_corrupt
+    self._share = max_unreadable
     # A handful is no reason to stop, however small the set; half of it is.
-    few = min(5, len(source) // 4) if max_corrupt else 0
-    allowed = max(int(max_corrupt * len(source)), few)
+    few = min(5, len(source) // 4) if max_unreadable else 0
+    allowed = max(int(max_unreadable * len(source)), few)
     self._allowed = min(allowed, len(source) - 1)
-    self._log = pathlib.Path(corrupt_log) if corrupt_log else None
+    self._log = pathlib.Path(unreadable_log) if unreadable_log else None
     self._substitute = substitute
     self._lock = threading.Lock()
 
@@ -248,8 +250,8 @@ class _Reader:
         batch['mask'][row] = True
 
   def _read(self, i: int) -> dict[str, Any] | None:
-    """Image i, or None where it is corrupt."""
-    if i in self.corrupt:
+    """Image i, or None where it is unreadable."""
+    if i in self.unreadable:
       return None
     try:
       return self._source[i]
@@ -258,20 +260,20 @@ class _Reader:
       return None
 
   def _note(self, i: int, error: Unreadable) -> None:
-    """Counts and names a corrupt image; raises when there are too many."""
+    """Counts and names an unreadable image; raises when there are too many."""
     with self._lock:
-      if i in self.corrupt:
+      if i in self.unreadable:
         return
-      self.corrupt.add(i)
+      self.unreadable.add(i)
       where = self._source.where(i)
       if self._log:
         self._append(where, error)
-      if len(self.corrupt) > self._allowed:
+      if len(self.unreadable) > self._allowed:
         listed = f'; all are listed in {self._log}' if self._log else ''
         raise UserError(
-          f'{self._source.name}: {len(self.corrupt)} of {len(self._source)} '
+          f'{self._source.name}: {len(self.unreadable)} of {len(self._source)} '
           f'images are unreadable, more than the {self._allowed} that '
-          f'max_corrupt={self._share:g} allows. The last one: {where} '
+          f'max_unreadable={self._share:g} allows. The last one: {where} '
           f'({error}){listed}. Mend or remove them'
         )
 

@@ -25,7 +25,7 @@ class Source:
     where: index -> path or other name by which a person finds the image.
     canvas: (height, width) in pixels that no image exceeds.
     channels: 1 (grey) or 3 (RGB).
-    several: an image may be of several classes; `read` then gives, for each
+    multi_label: an image may be of several classes; `read` then gives, for each
       class, 1 (yes), 0 (no) or -1 (not to be counted), i32[classes].
   """
 
@@ -37,11 +37,11 @@ class Source:
   where: Callable[[int], str]
   canvas: tuple[int, int]
   channels: int
-  several: bool = False
+  multi_label: bool = False
 
   @property
   def label_shape(self) -> tuple[int, ...]:
-    return (len(self.classes),) if self.several else ()
+    return (len(self.classes),) if self.multi_label else ()
 
   def __len__(self) -> int:
     return self.count

@@ -1,4 +1,4 @@
-"""Part of a source: held-out images, few labels."""
+"""Part of a source: images held out, a fraction of the labels."""
 
 import concurrent.futures
 import dataclasses
@@ -76,31 +76,40 @@ def labels(source: Source, workers: int = 8) -> np.ndarray:
     return np.array(list(found), np.int32)
 
 
-def few_labels(source: Source, amount: str, seed: int = 0) -> Source:
-  """A small labelled part of a source.
+def subsample(
+  source: Source,
+  label_fraction: float = 1.0,
+  labels_per_class: int = 0,
+  seed: int = 0,
+) -> Source:
+  """A labelled part of a source, class by class.
 
   Args:
-    source: labelled.
-    amount: '' for all, a share of each class such as '1%' (at least one
-      image), or a number of each class such as '10'.
+    source: labelled; any if all of it is taken.
+    label_fraction: share of each class, at least one image; 1 takes all.
+    labels_per_class: images of each class instead; 0 takes `label_fraction`.
     seed: of the draw.
 
   Raises:
-    UserError: the amount is none, or a class has too few images.
+    UserError: both are given, one is out of range, images have no label, or a
+      class has too few.
   """
-  if not amount:
+  if labels_per_class:
+    if label_fraction != 1:
+      raise UserError(
+        f'data.label_fraction={label_fraction:g} and data.labels_per_class='
+        f'{labels_per_class} are both set: use one of them'
+      )
+    rows = fewshot.per_class(labels(source), labels_per_class, seed)
+    what = f'{labels_per_class} labels per class'
+  elif label_fraction != 1:
+    if not 0 < label_fraction <= 1:
+      raise UserError(
+        f'data.label_fraction is {label_fraction:g}: use more than 0 and at '
+        'most 1, such as 0.01 for 1 %'
+      )
+    rows = fewshot.share(labels(source), label_fraction, seed)
+    what = f'{100 * label_fraction:g} % of the labels'
+  else:
     return source
-  number = amount.removesuffix('%')
-  try:
-    if amount.endswith('%'):
-      rows = fewshot.share(labels(source), float(number) / 100, seed)
-    else:
-      rows = fewshot.per_class(labels(source), int(number), seed)
-  except ValueError as e:
-    if isinstance(e, UserError):
-      raise
-    raise UserError(
-      f"'{amount}' is no amount of labels: give a share of each class, '1%', "
-      "or a number of each class, '10'"
-    ) from None
-  return subset(source, rows, f'{amount} of the labels, seed {seed}')
+  return subset(source, rows, f'{what}, seed {seed}')

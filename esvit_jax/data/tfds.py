@@ -63,10 +63,10 @@ def open_split(
     each = instructions[k]
     return f'{each.filename}#{i - ends[k] + each.take + each.skip}'
 
-  several = 'labels' in wanted
+  multi_label = 'labels' in wanted
 
   def label(example) -> int | np.ndarray:
-    if not several:
+    if not multi_label:
       return int(example.get('label', -1))
     there = np.zeros(len(classes), np.int32)
     there[example['labels']] = 1
@@ -93,7 +93,7 @@ def open_split(
     where=where,
     canvas=canvas or fitting_canvas(len(records), read),
     channels=channels or (1 if wanted['image'].shape[-1] == 1 else 3),
-    several=several,
+    multi_label=multi_label,
   )
 
 
@@ -188,13 +188,13 @@ def _features(title: str, features: dict[str, Any]) -> dict[str, Any]:
       f'{", ".join(features)}'
     )
   label = features.get('label')
-  several = {
+  sequences = {
     name: features[name]
     for name in ('labels', 'labels_no_difficult')
     if getattr(getattr(features.get(name), 'feature', None), 'names', None)
   }
-  if label is None and 'labels' in several:
-    return {'image': image, **several}
+  if label is None and 'labels' in sequences:
+    return {'image': image, **sequences}
   if label is None or label.shape != ():
     return {'image': image}
   return {'image': image, 'label': label}

@@ -63,8 +63,8 @@ def batches(
   mesh: jax.sharding.Mesh,
   batch_size: int,
   workers: int = 8,
-  max_corrupt: float = 0.01,
-  corrupt_log: str | None = None,
+  max_unreadable: float = 0.01,
+  unreadable_log: str | None = None,
 ) -> Iterator[dict]:
   """Each image of a source once, as global batches on a mesh.
 
@@ -72,7 +72,7 @@ def batches(
     source: the images.
     mesh: batches are split over it.
     batch_size: images, rounded up to a multiple of the devices.
-    workers, max_corrupt, corrupt_log: as `data.epoch`.
+    workers, max_unreadable, unreadable_log: as `data.epoch`.
   """
   feed = data.epoch(
     source,
@@ -80,8 +80,8 @@ def batches(
     jax.process_index(),
     jax.process_count(),
     workers,
-    max_corrupt,
-    corrupt_log,
+    max_unreadable,
+    unreadable_log,
   )
   with feed:
     for local in feed:

@@ -126,7 +126,7 @@ def _crops(subject, source, size: int) -> Iterator[probe.Labelled]:
     jax.process_index(),
     jax.process_count(),
     c.data.workers,
-    c.data.max_corrupt,
+    c.data.max_unreadable,
   )
   with pipeline.iterate() as feed:
     for step, local in enumerate(feed):

@@ -114,8 +114,8 @@ class Subject(NamedTuple):
       self.mesh,
       c.batch_size,
       c.data.workers,
-      c.data.max_corrupt,
-      os.path.join(self.directory, 'corrupt.txt'),
+      c.data.max_unreadable,
+      os.path.join(self.directory, 'unreadable.txt'),
     )
 
 
@@ -143,7 +143,12 @@ def prepare(config, directory: str = '') -> Subject:
   train, test = data.open_pair(
     config.data.to_dict() | {'channels': weights.about['channels']}
   )
-  train = data.few_labels(train, config.data.few, config.seed)
+  train = data.subsample(
+    train,
+    config.data.label_fraction,
+    config.data.labels_per_class,
+    config.seed,
+  )
   return Subject(
     config, weights, which, sharding.mesh(), train, test, directory
   )

@@ -102,7 +102,13 @@ def placed(config, name: str, row: suites.Set):
     one.probe.flip, one.probe.metric = row.flip, row.metric
     with one.unlocked():
       del one.transfer, one.finetuning
-  for field in ('workers', 'data_dir', 'max_corrupt', 'few'):
+  for field in (
+    'workers',
+    'data_dir',
+    'max_unreadable',
+    'label_fraction',
+    'labels_per_class',
+  ):
     one.data[field] = config.data[field]
   one.data.canvas = max(config.data.canvas, 0)  # 0: what the set needs
   suites.place(one.data, config.transfer.root, name, row)

@@ -136,7 +136,7 @@ def _run(run: Record, prefix: str = '') -> dict:
     'scores': evaluations.scores(run),
     'evaluations': evaluations.of_run(run),
     'origin': _origin(run),
-    'unreadable': run.corrupt[:MOST_FILES],
+    'unreadable': run.unreadable[:MOST_FILES],
     'commands': commands.of_run(run),
     'command_is_known': bool(commands.made_by(run)),
   }

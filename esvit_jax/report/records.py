@@ -46,7 +46,7 @@ class Record(NamedTuple):
     origin: of run.json: command, git, versions, devices and so on.
     evaluations: contents of eval/*.json.
     pictures: their paths, in order of name.
-    corrupt: lines of corrupt.txt.
+    unreadable: lines of unreadable.txt.
     running: whether it still trains.
   """
 
@@ -57,7 +57,7 @@ class Record(NamedTuple):
   origin: dict
   evaluations: list[dict]
   pictures: list[str]
-  corrupt: list[str]
+  unreadable: list[str]
   running: bool
 
   @property
@@ -211,7 +211,7 @@ def read(directory: str, running: bool | None = None) -> Record:
     _json(os.path.join(directory, 'run.json')),
     evaluations,
     _files(os.path.join(directory, 'pictures'), '.png'),
-    _text(os.path.join(directory, 'corrupt.txt')).splitlines(),
+    _text(os.path.join(directory, 'unreadable.txt')).splitlines(),
     _in_use(directory) if running is None else running,
   )
 

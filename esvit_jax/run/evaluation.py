@@ -28,7 +28,7 @@ class Judge:
     self.job, self.directory = job, directory
     train, test = job.sources['train'], job.sources['test']
     self.able = bool(test and train.classes and test.classes)
-    if not job.method.predict and train.several:
+    if not job.method.predict and train.multi_label:
       self.able = False  # k-NN votes for one class
 
     c = job.config
@@ -113,8 +113,8 @@ class Judge:
       self.job.mesh,
       config.eval.batch_size,
       config.data.workers,
-      config.data.max_corrupt,
-      os.path.join(self.directory, 'corrupt.txt'),
+      config.data.max_unreadable,
+      os.path.join(self.directory, 'unreadable.txt'),
     )
 
 

@@ -53,7 +53,12 @@ def prepare(config, mesh=None) -> Job:
   if config.tensorboard:
     tensorboard_writers()
   train, test = data.open_pair(config.data)
-  train = data.few_labels(train, config.data.few, config.seed)
+  train = data.subsample(
+    train,
+    config.data.label_fraction,
+    config.data.labels_per_class,
+    config.seed,
+  )
   per_epoch = max(len(train) // config.batch_size, 1)
   steps = config.steps or config.epochs * per_epoch
   horizon = state_lib.Horizon(steps, per_epoch)

@@ -5,7 +5,7 @@ run.json          by which command, revision, versions and devices
 metrics.jsonl     one JSON object a line
 checkpoints/      numbered by step
 pictures/         PNG files
-corrupt.txt       images that could not be read
+unreadable.txt       images that could not be read
 """
 
 import contextlib
@@ -30,6 +30,8 @@ FREE = (
 # Names that fields of the config had in older versions -> what they are now.
 RENAMED: dict[str, str] = {
   'sit.lmbda': 'sit.reconstruction_weight',
+  'data.few': 'data.label_fraction',
+  'data.max_corrupt': 'data.max_unreadable',
 }
 
 
@@ -103,7 +105,7 @@ def claim(path: str, config: dict):
       if not before and not trained(path):
         _clear(path)
         if before is None:
-          with contextlib.suppress(OSError):  # corrupt.txt may stay
+          with contextlib.suppress(OSError):  # unreadable.txt may stay
             os.rmdir(path)
       raise
 
