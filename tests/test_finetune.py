@@ -197,7 +197,7 @@ def test_mistakes_are_named(changes, classes, message):
 def test_other_groups_of_views_are_refused():
   c = config()
   c.views['locals'] = c.views.globals
-  with pytest.raises(UserError, match='groups globals, locals'):
+  with pytest.raises(UserError, match='there are locals'):
     build(c)
 
 

@@ -509,7 +509,7 @@ def test_bfloat16_is_close():
     ({'mae': {'decode_at': 4}}, 'the encoder has 3 blocks'),
     ({'mae': {'decoder_heads': 3}}, 'do not split into 3 heads'),
     ({'model': {'rel_pos': True}}, 'relative positions are for whole images'),
-    ({'views': {'globals': {'count': 2}}}, 'looks at one view'),
+    ({'views': {'globals': {'count': 2}}}, 'sees one view'),
     ({'views': {'globals': {'size': 18}}}, 'no multiple of the patch 4'),
   ],
 )

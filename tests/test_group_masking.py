@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from esvit_jax import sharding
+from esvit_jax.augment import blocks as blocks_lib
 from esvit_jax.augment import group_masking as gmml
 from esvit_jax.errors import UserError
 
@@ -31,9 +32,9 @@ def drawn(share: float, align: int) -> dict[str, np.ndarray]:
   def one(key):
     area, where = jax.random.split(key)
     pixels = 224**2 * jax.random.uniform(area, (), None, min(0.5, share), share)
-    count = gmml.enough_blocks(shape, share, align, s.max_block)
-    blocks = gmml.draw_blocks(where, count, shape, align, s.max_block)
-    mask, used = gmml.cover(blocks, pixels, shape)
+    count = blocks_lib.enough(shape, share, align, s.max_block)
+    blocks = blocks_lib.draw(where, count, shape, align, s.max_block)
+    mask, used = blocks_lib.cover(blocks, pixels, shape)
     patches = mask.reshape(14, 16, 14, 16)
     return {
       'fraction': mask.mean(),
@@ -123,7 +124,7 @@ def test_blocks_are_drawn_as_published(length, align):
       at = start // align * align
       cases[at, round(min(side, length - at) / align) * align] += 1
   blocks = jax.jit(
-    lambda key: gmml.draw_blocks(key, 40_000, (length, 50), align, 0.3)
+    lambda key: blocks_lib.draw(key, 40_000, (length, 50), align, 0.3)
   )(KEY)
   top, height = np.asarray(blocks.top), np.asarray(blocks.height)
   counts = collections.Counter(zip(top.tolist(), height.tolist()))
@@ -144,8 +145,8 @@ def test_blocks_are_drawn_as_published(length, align):
 def test_covering_stops_at_the_first_block_that_is_enough():
   """Against one block after the other; more than one word of blocks."""
   shape = (30, 22)
-  run = jax.jit(lambda b, pixels: gmml.cover(b, pixels, shape))
-  draw = jax.jit(lambda key: gmml.draw_blocks(key, 70, shape, 1, 0.3))
+  run = jax.jit(lambda b, pixels: blocks_lib.cover(b, pixels, shape))
+  draw = jax.jit(lambda key: blocks_lib.draw(key, 70, shape, 1, 0.3))
   for i, share in enumerate((0.0, 0.1, 0.5, 0.61, 0.9, 1.0)):
     blocks = jax.device_get(draw(jax.random.key(i)))
     mask, used = np.zeros(shape, bool), 0
@@ -162,11 +163,11 @@ def test_covering_stops_at_the_first_block_that_is_enough():
   [(224, 0.5, 1), (224, 0.3, 1), (224, 0.7, 16), (28, 0.5, 1), (28, 0.5, 4)],
 )
 def test_blocks_are_enough(side, share, align):
-  count = gmml.enough_blocks((side, side), share, align, 0.3)
+  count = blocks_lib.enough((side, side), share, align, 0.3)
 
   def one(key):
-    blocks = gmml.draw_blocks(key, 2 * count, (side, side), align, 0.3)
-    return gmml.cover(blocks, share * side**2, (side, side))[1]
+    blocks = blocks_lib.draw(key, 2 * count, (side, side), align, 0.3)
+    return blocks_lib.cover(blocks, share * side**2, (side, side))[1]
 
   used = jax.jit(jax.vmap(one))(keys(500))
   used = np.asarray(used)
@@ -180,7 +181,7 @@ def test_own_blocks_are_copied_one_after_the_other():
   """Against plain copying; blocks of blocks of blocks occur."""
   shape = (40, 36)
   image = np.random.default_rng(0).random((*shape, 2), np.float32)
-  blocks = gmml.draw_blocks(KEY, 60, shape, 2, 0.5)
+  blocks = blocks_lib.draw(KEY, 60, shape, 2, 0.5)
   rows, columns = jax.random.split(jax.random.key(3))
   top = jax.random.randint(rows, (60,), 0, shape[0] - blocks.height)
   left = jax.random.randint(columns, (60,), 0, shape[1] - blocks.width)
@@ -221,22 +222,22 @@ def test_fills():
   images = jnp.full((64, 1, 20, 20, 3), 5.0)
   run = jax.jit(lambda x, key, s: gmml.corrupt(x, key, s), static_argnames='s')
 
-  def painted(fill):
-    s = gmml.settings({'fill': fill, 'replace_prob': 0.0}, 20)
+  def fill(name):
+    s = gmml.settings({'fill': name, 'replace_prob': 0.0}, 20)
     corrupted, mask = jax.device_get(run(images, KEY, s))
     assert (corrupted[~mask] == 5).all() and mask.mean() > 0.5
     return corrupted, mask
 
-  corrupted, mask = painted('zeros')
+  corrupted, mask = fill('zeros')
   assert (corrupted[mask] == 0).all()
-  corrupted, mask = painted('own')
+  corrupted, mask = fill('own')
   assert (corrupted == 5).all()
-  corrupted, mask = painted('noise')
+  corrupted, mask = fill('noise')
   assert abs(corrupted[mask].mean()) < 0.03
   assert abs(corrupted[mask].std() - 1) < 0.03
   flat = corrupted[mask]
   assert abs(np.corrcoef(flat[:, 0], flat[:, 1])[0, 1]) < 0.05
-  corrupted, mask = painted('zeros-noise-own')
+  corrupted, mask = fill('zeros-noise-own')
   kinds = collections.Counter(
     'zeros' if not v.any() else 'own' if (v == 5).all() else 'noise'
     for v in (x[m] for x, m in zip(corrupted, mask))
