@@ -208,7 +208,7 @@ def test_view_is_pils_view():
       for n in range(4):
         d = jax.tree.map(lambda x, n=n: x[n], drawn)
         image = pil_crop(Image.fromarray(images[n]), d.box, group.size, d.flip)
-        if d.turn:
+        if d.shifts:
           image = pil_jitter(image, d.factors, d.shift, d.order)
         if d.gray:
           image = image.convert('L').convert('RGB')
@@ -283,14 +283,14 @@ def test_probabilities_and_strengths():
   for happens, p in (
     (d.flip, 0.5),
     (d.bilinear, 0.0),
-    (d.turn, 0.8),
+    (d.shifts, 0.8),
     (d.gray, 0.2),
     (d.sigma > 0, 0.5),
     (d.solarize, 0.3),
   ):
     assert abs(happens.mean() - p) < 0.03
-  assert ((d.factors != 1).all(axis=1) == d.turn).all()
-  for factor, strength in zip(d.factors[d.turn].T, (0.4, 0.4, 0.2)):
+  assert ((d.factors != 1).all(axis=1) == d.shifts).all()
+  for factor, strength in zip(d.factors[d.shifts].T, (0.4, 0.4, 0.2)):
     assert abs(factor.min() - (1 - strength)) < 0.01
     assert abs(factor.max() - (1 + strength)) < 0.01
   assert d.shift.min() == -25 and d.shift.max() == 25

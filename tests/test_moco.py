@@ -134,7 +134,7 @@ def test_heads_see_one_view_at_a_time():
   @jax.jit
   def project(images):
     stats = whole.extra['student']
-    out, _ = shared.forward(network, whole.params, stats, images, key=KEY)
+    out, _ = shared.forward(network, whole.params, stats, images, KEY)
     return out.projected
 
   x, y = project(images), project(other)

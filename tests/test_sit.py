@@ -71,11 +71,11 @@ def published():
   @jax.jit
   def run(params, teacher, stats):
     t, _ = shared.forward(
-      network, teacher, stats, clean, key=KEY, reconstruct=False
+      network, teacher, stats, clean, KEY, reconstruct=False
     )
 
     def objective(params):
-      s, new = shared.forward(network, params, stats, corrupted, key=KEY)
+      s, new = shared.forward(network, params, stats, corrupted, KEY)
       value, metrics = sit.objective(s, t, clean, masks, c)
       return value, (s, new, metrics)
 
@@ -275,7 +275,7 @@ def test_batch_norm_spans_both_views():
   @jax.jit
   def project(images):
     stats = whole.extra['student']
-    return shared.forward(network, whole.params, stats, images, key=KEY)[
+    return shared.forward(network, whole.params, stats, images, KEY)[
       0
     ].projected
 

@@ -42,16 +42,16 @@ def draw_box(
   h = jnp.round(jnp.sqrt(target / aspect)).astype(jnp.int32)
   fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
   first = jnp.argmax(fits)
-  found = fits[first]
+  any_fits = fits[first]
 
   clamped_w = jnp.round(full[0] * ratio[1]).astype(jnp.int32)
   clamped_h = jnp.round(full[1] / ratio[0]).astype(jnp.int32)
-  h = jnp.where(found, h[first], jnp.minimum(height, clamped_h))
-  w = jnp.where(found, w[first], jnp.minimum(width, clamped_w))
+  h = jnp.where(any_fits, h[first], jnp.minimum(height, clamped_h))
+  w = jnp.where(any_fits, w[first], jnp.minimum(width, clamped_w))
   room = size - jnp.stack([h, w])
   anywhere = jnp.floor(place * (room + 1).astype(jnp.float32))
   corner = jnp.where(
-    found, jnp.minimum(anywhere.astype(jnp.int32), room), room // 2
+    any_fits, jnp.minimum(anywhere.astype(jnp.int32), room), room // 2
   )
   return jnp.stack([corner[0], corner[1], h, w])
 

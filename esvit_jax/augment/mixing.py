@@ -38,15 +38,14 @@ def draw(
     cutmix: likewise.
     switch: probability of CutMix where both are given.
   """
-  which, mixup_key, cutmix_key, place = jax.random.split(key, 4)
+  switch_key, mixup_key, cutmix_key, place_key = jax.random.split(key, 4)
   cut = jnp.full((), cutmix > 0)
   if mixup and cutmix:
-    cut = jax.random.bernoulli(which, switch)
-  one = jnp.ones(())
-  blend = jax.random.beta(mixup_key, mixup, mixup) if mixup else one
-  kept = jax.random.beta(cutmix_key, cutmix, cutmix) if cutmix else one
+    cut = jax.random.bernoulli(switch_key, switch)
+  blend = jax.random.beta(mixup_key, mixup, mixup) if mixup else jnp.ones(())
+  kept = jax.random.beta(cutmix_key, cutmix, cutmix) if cutmix else 1.0
   length = jnp.floor(side * jnp.sqrt(1.0 - kept)).astype(jnp.int32)
-  y, x = jax.random.randint(place, (2,), 0, side)
+  y, x = jax.random.randint(place_key, (2,), 0, side)
   half = length // 2
   box = jnp.stack([y - half, y + half, x - half, x + half])
   box = jnp.clip(box, 0, side)

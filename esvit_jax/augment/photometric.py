@@ -88,7 +88,7 @@ def color_jitter(
   image: jax.Array,
   factors: jax.Array,
   shift: jax.Array,
-  turn: jax.Array,
+  shifts: jax.Array,
   order: jax.Array,
   *,
   hue: bool = True,
@@ -103,7 +103,7 @@ def color_jitter(
     image: f32[C, h, w]. Saturation and hue are skipped unless C is 3.
     factors: brightness, contrast, saturation, f32[3]; 1 changes nothing.
     shift: hue shift in bytes, whole, f32[].
-    turn: whether hue is touched at all (HSV bytes lose a little), bool[].
+    shifts: whether hue is touched at all (HSV bytes lose a little), bool[].
     order: permutation i32[4] of 0 brightness, 1 contrast, 2 saturation, 3 hue.
     hue: static, False leaves the hue code out.
 
@@ -123,7 +123,7 @@ def color_jitter(
     blended = blend(image, other, factors[operation])
     if not (hue and rgb):
       return blended, None
-    now = turn & (operation == 3)
+    now = shifts & (operation == 3)
     return jnp.where(now, shift_hue(image, shift), blended), None
 
   # A loop, not unrolled: XLA would fuse the steps and repeat their work.

@@ -98,7 +98,7 @@ class Draw(NamedTuple):
     flip: bool[].
     rand: the operations of RandAugment, or None.
     factors: brightness, contrast, saturation f32[3]; 1 if not jittered.
-    turn: whether hue is shifted, bool[].
+    shifts: whether hue is shifted, bool[].
     shift: hue shift in bytes (255 to the circle), whole, f32[].
     order: of 0 brightness, 1 contrast, 2 saturation, 3 hue, i32[4].
     gray: bool[].
@@ -112,7 +112,7 @@ class Draw(NamedTuple):
   flip: jax.Array
   rand: randaugment.Draw | None
   factors: jax.Array
-  turn: jax.Array
+  shifts: jax.Array
   shift: jax.Array
   order: jax.Array
   gray: jax.Array
@@ -243,7 +243,7 @@ def draw(
     flip=flip,
     rand=rand,
     factors=jnp.where(jitter, factors, 1.0),
-    turn=jitter & (view.hue > 0),
+    shifts=jitter & (view.hue > 0),
     # torchvision cuts the fraction of the byte-valued shift.
     shift=jnp.trunc((2.0 * hue[0] - 1.0) * view.hue * 255.0),
     order=jnp.argsort(order),
@@ -290,7 +290,7 @@ def apply(
       image,
       drawn.factors,
       drawn.shift,
-      drawn.turn,
+      drawn.shifts,
       drawn.order,
       hue=group.ever('hue'),
     )
@@ -344,23 +344,23 @@ def multi_crop(
       f'have {C} channels; give one per channel'
     )
 
-  every = [view for group in groups for view in group.views]
-  settings = jax.tree.map(lambda *v: jnp.asarray(v), *every)
+  all_views = [view for group in groups for view in group.views]
+  settings = jax.tree.map(lambda *v: jnp.asarray(v), *all_views)
   draws = functools.partial(draw, rand_ops=max(g.rand_ops for g in groups))
 
-  def one(image, size, key):
+  def render(image, size, key):
     view_keys = jax.vmap(jax.random.fold_in, (None, 0))(
-      key, jnp.arange(len(every))
+      key, jnp.arange(len(all_views))
     )
     drawn = jax.vmap(draws, (0, None, 0))(view_keys, size, settings)
     planes = to_planes(image)
     views, first = {}, 0
     for group in groups:
-      own = slice(first, first + group.count)
+      part = slice(first, first + group.count)
       views[group.name] = jax.vmap(
         lambda d, group=group: apply(planes, d, group, mean, std)
-      )(jax.tree.map(lambda x, own=own: x[own], drawn))  # V s s C
+      )(jax.tree.map(lambda x, part=part: x[part], drawn))  # V s s C
       first += group.count
     return views
 
-  return jax.vmap(one)(images, sizes, keys)
+  return jax.vmap(render)(images, sizes, keys)

@@ -28,8 +28,8 @@ def loss(queries, keys, temperature: float) -> tuple[jax.Array, jax.Array]:
   k = l2_normalize(jax.lax.stop_gradient(keys).astype(jnp.float32))
   # Matrix units round to bfloat16 unless told not to; logits reach 1/T.
   logits = jnp.einsum('ip,jp->ij', q, k, precision='highest') / temperature
-  own = jnp.einsum('ip,ip->i', q, k, precision='highest') / temperature
-  value = 2 * temperature * (jax.nn.logsumexp(logits, 1) - own).mean()
+  positive = jnp.einsum('ip,ip->i', q, k, precision='highest') / temperature
+  value = 2 * temperature * (jax.nn.logsumexp(logits, 1) - positive).mean()
   right = logits.argmax(1) == jnp.arange(len(q))
   return value, right.mean()
 
@@ -65,13 +65,15 @@ def nt_xent(projected, temperature: float) -> tuple[jax.Array, jax.Array]:
   """
   z = l2_normalize(projected.astype(jnp.float32)).swapaxes(0, 1)  # 2 N P
   n = z.shape[1]
-  other = jnp.roll(jnp.arange(2 * n), n)
+  partner = jnp.roll(jnp.arange(2 * n), n)
   z = z.reshape(2 * n, -1)
   logits = jnp.einsum('ip,jp->ij', z, z, precision='highest') / temperature
   logits = jnp.where(jnp.eye(2 * n, dtype=bool), -jnp.inf, logits)
-  own = jnp.einsum('ip,ip->i', z, z[other], precision='highest') / temperature
-  value = (jax.nn.logsumexp(logits, 1) - own).mean()
-  return value, (logits.argmax(1) == other).mean()
+  positive = (
+    jnp.einsum('ip,ip->i', z, z[partner], precision='highest') / temperature
+  )
+  value = (jax.nn.logsumexp(logits, 1) - positive).mean()
+  return value, (logits.argmax(1) == partner).mean()
 
 
 def chance(images: int, temperature: float) -> float:

@@ -106,8 +106,8 @@ def pair_weights(
   if pairs < 1:
     raise UserError('one view alone has no other to follow: add views')
   weights = 1 / (pairs * np.asarray(tokens_per_view, np.float32))
-  own = np.arange(len(weights))[:, None] == np.arange(teacher_views)[None]
-  by_view = np.where(own, 0, weights[:, None])  # V Q
+  same = np.arange(len(weights))[:, None] == np.arange(teacher_views)[None]
+  by_view = np.where(same, 0, weights[:, None])  # V Q
   return np.repeat(by_view, tokens_per_view, axis=0).astype(np.float32)
 
 

@@ -132,11 +132,11 @@ def _by_prototypes(chunk, gradients, student, teacher, match):
     ), None
 
   tiles = pieces(student), pieces(teacher)
-  nothing = tuple(
+  minus_infinity = tuple(
     jnp.full((*side.tokens.shape[:2], 1), -jnp.inf)
     for side in (student, teacher)
   )
-  (lse_s, lse_t), _ = jax.lax.scan(add_up, nothing, tiles)
+  (lse_s, lse_t), _ = jax.lax.scan(add_up, minus_infinity, tiles)
 
   def step(sums, tile):
     s, t = with_tile(tile)
@@ -181,7 +181,7 @@ def _per_device(form, chunk, shards, gradients, student, teacher, match):
     The loss, or with `gradients` (loss, dU, dW_s).
   """
   B = len(match)
-  own = student.prototypes.dtype
+  dtype = student.prototypes.dtype
 
   def split(x):
     return x.reshape(shards, -1, *x.shape[1:])
@@ -198,7 +198,7 @@ def _per_device(form, chunk, shards, gradients, student, teacher, match):
   if not gradients:
     return value
   dU = dU.reshape(B, *dU.shape[2:]) / B
-  return value, dU.astype(student.tokens.dtype), (dW.sum(0) / B).astype(own)
+  return value, dU.astype(student.tokens.dtype), (dW.sum(0) / B).astype(dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

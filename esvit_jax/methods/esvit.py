@@ -89,7 +89,7 @@ def build(config, run: Run) -> Method:
     config.views, 'the teacher sees two', TEACHER_VIEWS, others=True
   )
   student = _network(config)
-  # Published: the teacher runs in train mode, yet without drop path.
+  # Published: the teacher has no drop path.
   teacher = _network(config, drop_path=0.0)
   c, horizon = config.loss, run.horizon
   teacher_temp = optim.teacher_temperature(
@@ -108,21 +108,13 @@ def build(config, run: Run) -> Method:
     return params, params, {'student': stats, 'teacher': stats, **extra}
 
   def targets(state, views, key):
-    # Teacher and student draw apart where training is random.
-    t, stats = shared.forward(
-      teacher,
-      state.teacher,
-      state.extra['teacher'],
-      (views['globals'],),
-      key=jax.random.fold_in(key, 1),
-    )
-    return jax.lax.stop_gradient(t), stats
+    return shared.teach(teacher, state, (views['globals'],), key)
 
   def predictions(params, state, views, key):
     # Mappings of JAX come sorted, so the groups keep the order.
     views = tuple(views[g.name] for g in groups)
     stats = state.extra['student']
-    return shared.forward(student, params, stats, views, key=key)
+    return shared.forward(student, params, stats, views, key)
 
   def compare(s, t, state):
     temp = teacher_temp(state.step)

@@ -1,6 +1,7 @@
 """What methods share: the parts of `state.Method` that most leave as they are.
 
-A method is its networks, its loss and how it starts; `define` adds the rest.
+A method is its networks, its loss and how it starts; `define` adds what else
+the contract asks for.
 """
 
 from collections.abc import Callable
@@ -82,11 +83,11 @@ def gradient_stage(loss: Callable) -> Callable:
   return stage
 
 
-def forward(network, params, stats, *args, key, **options) -> tuple[Any, Any]:
+def forward(network, params, stats, inputs, key, **options) -> tuple[Any, Any]:
   """One forward in train mode; returns outputs and new batch statistics."""
   out, changed = network.apply(
     {'params': params, 'batch_stats': stats},
-    *args,
+    inputs,
     train=True,
     **options,
     rngs={'drop_path': key, 'neighbour': jax.random.fold_in(key, 2)},
@@ -95,9 +96,26 @@ def forward(network, params, stats, *args, key, **options) -> tuple[Any, Any]:
   return out, changed.get('batch_stats', stats)
 
 
-def init_variables(network, key, *args) -> tuple[Any, Any]:
+def teach(network, state, inputs, key, **options) -> tuple[Any, Any]:
+  """The teacher's outputs, without gradients, and its batch statistics.
+
+  As published it runs in train mode. It draws apart from the student where
+  training is random.
+  """
+  out, stats = forward(
+    network,
+    state.teacher,
+    state.extra['teacher'],
+    inputs,
+    key=jax.random.fold_in(key, 1),
+    **options,
+  )
+  return jax.lax.stop_gradient(out), stats
+
+
+def init_variables(network, key, inputs) -> tuple[Any, Any]:
   """Parameters and batch statistics of a network at its start."""
-  variables = network.init(key, *args, train=False)
+  variables = network.init(key, inputs, train=False)
   return variables['params'], variables.get('batch_stats', {})
 
 
@@ -117,17 +135,17 @@ def view_groups(
   """
   groups = augment.view_groups(config)
   globals_ = tuple(g for g in groups if g.name == 'globals')
-  rest = tuple(g for g in groups if g.name != 'globals')
+  extra = tuple(g for g in groups if g.name != 'globals')
   views = sum(g.count for g in globals_)
-  if (count and views != count) or not views or (rest and not others):
-    names = ', '.join(g.name for g in rest)
+  if (count and views != count) or not views or (extra and not others):
+    names = ', '.join(g.name for g in extra)
     raise UserError(
       f'views.globals has {views} views'
-      + (f', and there are {names}' if rest else '')
+      + (f', and there are {names}' if extra else '')
       + f': {why}: set views.globals.count={count or 1}'
       + ('' if others else ' and no other group')
     )
-  return globals_ + rest
+  return globals_ + extra
 
 
 def blank_views(group: augment.Group, channels: int) -> jax.Array:

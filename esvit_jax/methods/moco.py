@@ -81,19 +81,12 @@ def build(config, run: Run) -> Method:
     return decay(step + 1)
 
   def keys(state, views, key):
-    t, stats = shared.forward(
-      teacher,
-      state.teacher,
-      state.extra['teacher'],
-      views['globals'],
-      key=jax.random.fold_in(key, 1),
-    )
-    return jax.lax.stop_gradient(t), stats
+    return shared.teach(teacher, state, views['globals'], key)
 
   def loss(params, state, views, key) -> Loss:
     t, teacher_stats = keys(state, views, key)
     s, stats = shared.forward(
-      student, params, state.extra['student'], views['globals'], key=key
+      student, params, state.extra['student'], views['globals'], key
     )
     value, accuracy = contrastive.symmetric(s.projected, t.projected, c.temp)
     extra = {'student': stats, 'teacher': teacher_stats}

@@ -101,7 +101,7 @@ def build(config, run: Run) -> Method:
     )
   corruption = group_masking.settings(config.gmml, side)
   student = _network(config, config.model, side)
-  # Published: the teacher runs in train mode, yet without drop path.
+  # Published: the teacher has no drop path.
   teacher = _network(config, {**config.model, 'drop_path': 0.0}, side)
 
   def init(key):
@@ -114,15 +114,8 @@ def build(config, run: Run) -> Method:
     return group_masking.corrupt(images, key, corruption)
 
   def targets(state, views, key):
-    t, stats = shared.forward(
-      teacher,
-      state.teacher,
-      state.extra['teacher'],
-      views['globals'],
-      key=jax.random.fold_in(key, 1),
-      reconstruct=False,
-    )
-    return jax.lax.stop_gradient(t), stats
+    images = views['globals']
+    return shared.teach(teacher, state, images, key, reconstruct=False)
 
   def loss(params, state, views, key) -> Loss:
     t, teacher_stats = targets(state, views, key)
@@ -134,7 +127,7 @@ def build(config, run: Run) -> Method:
       images = rotate(images, turns)
     corrupted, mask = corrupt(images, key)
     s, stats = shared.forward(
-      student, params, state.extra['student'], corrupted, key=key
+      student, params, state.extra['student'], corrupted, key
     )
     value, metrics = objective(s, t, images, mask, config, turns)
     extra = {'student': stats, 'teacher': teacher_stats}
