@@ -1,4 +1,4 @@
-"""Every field a run can set, with the published EsViT values as defaults."""
+"""Fields of every run and evaluation; recipes add those of their method."""
 
 from ml_collections import ConfigDict
 
@@ -78,38 +78,6 @@ def base() -> ConfigDict:
   return c
 
 
-def get_config() -> ConfigDict:
-  """EsViT's published recipe."""
-  c = base()
-  c.method = 'esvit'
-  c.views.globals = view(224, 2, (0.4, 1.0), (1.0, 0.1), (0.0, 0.2))
-  c.views.locals = view(96, 8, (0.05, 0.4))
-
-  c.head = ConfigDict()
-  c.head.out_dim = 65536  # prototypes
-  c.head.hidden = 2048
-  c.head.bottleneck = 256
-  c.head.norm_last_layer = False
-  c.head.use_bn = False
-  c.head.init_scale = 'published'  # or 'fan_in', for narrow networks
-
-  c.loss = ConfigDict()
-  c.loss.region_weight = 0.5  # 0 is DINO: view loss only, no region head
-  c.loss.student_temp = 0.1
-  c.loss.teacher_temp = 0.07
-  c.loss.teacher_temp_warmup = 0.04
-  c.loss.teacher_temp_warmup_epochs = 30
-  c.loss.center_momentum = 0.9
-  c.loss.form = 'auto'  # 'plain', 'images', 'prototypes': same numbers
-
-  c.ema = ConfigDict()
-  c.ema.start = 0.996
-  c.ema.end = 1.0
-
-  c.optim.freeze_last_layer_epochs = 1
-  return c
-
-
 def view(
   size: int,
   count: int,
@@ -173,7 +141,11 @@ for _row in SMALL.values():
 
 
 def shrink(c: ConfigDict) -> ConfigDict:
-  """Any config in seconds on a laptop: embedded images, a tiny network."""
+  """Any config in seconds on a laptop: embedded images, a tiny network.
+
+  Recipes have a `debug` of their own, which does this and shrinks what their
+  method adds.
+  """
   c.data.source = 'embedded'
   c.data.channels = 1
   c.data.canvas = 0
@@ -187,15 +159,6 @@ def shrink(c: ConfigDict) -> ConfigDict:
   name = c.model.name.partition('_')[0].removesuffix('50')
   c.model.update(SMALL.get(name, SMALL['vit']))
   c.model.dtype = 'float32'
-  if 'head' in c:
-    c.head.out_dim, c.head.hidden, c.head.bottleneck = 64, 32, 16
-    c.loss.teacher_temp_warmup_epochs = 0
-    c.optim.freeze_last_layer_epochs = 0
-  if 'contrast' in c:
-    c.contrast.hidden, c.contrast.dim = 32, 16
-  if 'mae' in c:
-    c.mae.decoder_dim, c.mae.decoder_depth, c.mae.decoder_heads = 16, 1, 2
-    c.distill.checkpoint, c.distill.decoupled, c.mae.decode_at = '', False, 0
   c.optim.warmup_epochs = 0.005  # a few steps: Adam's first would be all sign
   c.eval.size, c.eval.train_images = 28, 256
   c.eval.every_epochs = 0.0

@@ -6,7 +6,7 @@ Batch 1024 and 300 epochs as in EsViT's comparison (its table 4). The view loss
 alone, or with regions too: vit_small_regions (EsViT found no gain).
 """
 
-from configs import common
+from configs import common, esvit
 
 MODELS = ('vit_tiny', 'vit_small', 'vit_base')
 VARIANTS = {name: (name, 0.0) for name in MODELS} | {
@@ -15,9 +15,9 @@ VARIANTS = {name: (name, 0.0) for name in MODELS} | {
 
 
 def get_config(arg: str | None = None):
-  (model, region_weight), debug = common.variant(arg, VARIANTS, 'vit_small')
-  c = common.get_config()
+  (model, region_weight), small = common.variant(arg, VARIANTS, 'vit_small')
+  c = esvit.recipe()
   c.batch_size = 1024
   c.model.name = model
   c.loss.region_weight = region_weight
-  return common.shrink(c) if debug else c
+  return esvit.debug(c) if small else c

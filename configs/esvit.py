@@ -12,6 +12,8 @@ variant wants that run:
 Add ,debug to see it all work in seconds: configs/esvit.py:swin_tiny,debug
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 # name: model, fields of it, epoch at which the region task was added to a
@@ -47,13 +49,58 @@ VARIANTS = {name: (*row, True) for name, row in RECIPES.items()} | {
 
 
 def get_config(arg: str | None = None):
-  row, debug = common.variant(arg, VARIANTS, 'swin_tiny')
+  row, small = common.variant(arg, VARIANTS, 'swin_tiny')
   model, fields, added_at, norm_last_layer, batch_size, region = row
-  c = common.get_config()
+  c = recipe()
   c.batch_size = batch_size if region or model != 'vil_2262' else 512
   c.model.update({'name': model, **fields})
   c.head.norm_last_layer = norm_last_layer
   c.loss.region_weight = 0.5 if region else 0.0
   if region:
     c.init.epoch = added_at
-  return common.shrink(c) if debug else c
+  return debug(c) if small else c
+
+
+def recipe() -> ConfigDict:
+  """What all variants share, at batch 512."""
+  c = common.base()
+  sections(c)
+  c.views.globals = common.view(224, 2, (0.4, 1.0), (1.0, 0.1), (0.0, 0.2))
+  c.views.locals = common.view(96, 8, (0.05, 0.4))
+  return c
+
+
+def sections(c: ConfigDict) -> None:
+  """What EsViT has beside common.base()."""
+  c.method = 'esvit'
+  c.head = ConfigDict()
+  c.head.out_dim = 65536  # prototypes
+  c.head.hidden = 2048
+  c.head.bottleneck = 256
+  c.head.norm_last_layer = False
+  c.head.use_bn = False
+  c.head.init_scale = 'published'  # or 'fan_in', for narrow networks
+
+  c.loss = ConfigDict()
+  c.loss.region_weight = 0.5  # 0 is DINO: view loss only, no region head
+  c.loss.student_temp = 0.1
+  c.loss.teacher_temp = 0.07
+  c.loss.teacher_temp_warmup = 0.04
+  c.loss.teacher_temp_warmup_epochs = 30
+  c.loss.center_momentum = 0.9
+  c.loss.form = 'auto'  # 'plain', 'images', 'prototypes': same numbers
+
+  c.ema = ConfigDict()
+  c.ema.start = 0.996
+  c.ema.end = 1.0
+
+  c.optim.freeze_last_layer_epochs = 1
+
+
+def debug(c: ConfigDict) -> ConfigDict:
+  """In seconds on a laptop."""
+  common.shrink(c)
+  c.head.out_dim, c.head.hidden, c.head.bottleneck = 64, 32, 16
+  c.loss.teacher_temp_warmup_epochs = 0
+  c.optim.freeze_last_layer_epochs = 0
+  return c

@@ -12,9 +12,10 @@ def get_config(arg: str | None = None):
   common.variant(arg, VARIANTS, 'swin_tiny')
   c = esvit.get_config(arg)
   c.init.epoch = 0  # no part of it is added later
-  theirs = sit.get_config('small,debug' if 'debug' in (arg or '') else None)
+  small = 'debug' in (arg or '').split(',')
+  of_sit = sit.get_config('small,debug' if small else 'small')
   for section in ('contrast', 'gmml', 'sit'):
-    c[section] = theirs[section]
+    c[section] = of_sit[section]
   c.sit.weight = 1.0  # of SiT's loss
   c.method = 'esvit_sit'
   return c

@@ -11,18 +11,15 @@ Variants: esvit (view and region loss), view (view loss alone), and of a plain
 transformer mae and sit.
 """
 
-from configs import common, mae_lite, sit
-
-VARIANTS = {'esvit': 0.5, 'view': 0.0, 'mae': None, 'sit': None}
+from configs import common, mae_lite
+from configs import esvit as esvit_recipe
+from configs import sit as sit_recipe
 
 
 def get_config(arg: str | None = None):
-  region_weight, debug = common.variant(arg, VARIANTS, 'esvit')
-  if region_weight is not None:
-    c = esvit(region_weight)
-  else:
-    c = transformer((arg or '').partition(',')[0])
-  return common.shrink(c) if debug else c
+  (recipe, debug), small = common.variant(arg, VARIANTS, 'esvit')
+  c = recipe()
+  return debug(c) if small else c
 
 
 def images(c):
@@ -38,30 +35,40 @@ def images(c):
   c.save.keep_every_epochs = 0
 
 
-def transformer(name: str):
+def vit(c):
   """A small ViT of 12x12 patches."""
-  c = common.base()
-  (mae_lite if name == 'mae' else sit).sections(c)
-  images(c)
   c.model.name = 'vit'
   c.model.dim, c.model.depth, c.model.heads = 384, 12, 6
   c.model.patch, c.model.image_size = 8, 96
-  if name == 'mae':
-    c.views.globals = mae_lite.crop(96)
-    c.model.positions, c.model.pool, c.model.init_scale = 'mae', 'mean', 'mae'
-    c.model.drop_path = 0.0
-    c.mae.decoder_dim, c.mae.decoder_heads = 192, 6
-    c.optim.warmup_epochs = 5.0
-    c.optim.lr = 6e-4
-  else:
-    c.views.globals = common.view(96, 2, (0.2, 1.0), (0.5, 0.1), (0.0, 0.2))
-    c.views.globals.blur_sigma = (0.1, 1.0)
-    c.contrast.hidden = 2048
+
+
+def mae():
+  c = common.base()
+  mae_lite.sections(c)
+  images(c)
+  vit(c)
+  c.views.globals = mae_lite.crop(96)
+  c.model.positions, c.model.pool, c.model.init_scale = 'mae', 'mean', 'mae'
+  c.model.drop_path = 0.0
+  c.mae.decoder_dim, c.mae.decoder_heads = 192, 6
+  c.optim.warmup_epochs = 5.0
+  c.optim.lr = 6e-4
   return c
 
 
-def esvit(region_weight: float):
-  c = common.get_config()
+def sit():
+  c = common.base()
+  sit_recipe.sections(c)
+  images(c)
+  vit(c)
+  c.views.globals = common.view(96, 2, (0.2, 1.0), (0.5, 0.1), (0.0, 0.2))
+  c.views.globals.blur_sigma = (0.1, 1.0)
+  c.contrast.hidden = 2048
+  return c
+
+
+def esvit(region_weight: float = 0.5):
+  c = esvit_recipe.recipe()
   images(c)
 
   c.views.globals = common.view(96, 2, (0.4, 1.0), (0.5, 0.1), (0.0, 0.2))
@@ -82,3 +89,11 @@ def esvit(region_weight: float):
   c.optim.lr = 1e-3
   c.optim.weight_decay_end = 0.2
   return c
+
+
+VARIANTS = {
+  'esvit': (esvit, esvit_recipe.debug),
+  'view': (lambda: esvit(0.0), esvit_recipe.debug),
+  'mae': (mae, mae_lite.debug),
+  'sit': (sit, sit_recipe.debug),
+}

@@ -34,7 +34,7 @@ VARIANTS = {name: (*row, '') for name, row in MODELS.items()} | {
 
 
 def get_config(arg: str | None = None):
-  (model, decoder, kind), debug = common.variant(arg, VARIANTS, 'tiny')
+  (model, decoder, kind), small = common.variant(arg, VARIANTS, 'tiny')
   c = common.base()
   sections(c)
   c.batch_size = 4096
@@ -53,7 +53,7 @@ def get_config(arg: str | None = None):
   if kind == 'd2mae':
     c.distill.decoupled = True
     c.mae.decode_at = 8
-  return common.shrink(c) if debug else c
+  return debug(c) if small else c
 
 
 def sections(c: ConfigDict) -> None:
@@ -84,6 +84,15 @@ def sections(c: ConfigDict) -> None:
   c.optim.b1, c.optim.b2 = 0.9, 0.95
   c.optim.clip = 0.0
   c.optim.frozen = 'pos_embed'
+
+
+def debug(c: ConfigDict) -> ConfigDict:
+  """In seconds on a laptop."""
+  common.shrink(c)
+  c.mae.decoder_dim, c.mae.decoder_depth, c.mae.decoder_heads = 16, 1, 2
+  c.mae.decode_at = 0
+  c.distill.checkpoint, c.distill.decoupled = '', False
+  return c
 
 
 def crop(size: int) -> ConfigDict:

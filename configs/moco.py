@@ -15,7 +15,7 @@ VARIANTS = {'tiny': 'moco_tiny', 'small': 'moco_small', 'base': 'moco_base'}
 
 
 def get_config(arg: str | None = None):
-  model, debug = common.variant(arg, VARIANTS, 'tiny')
+  model, small = common.variant(arg, VARIANTS, 'tiny')
   c = common.base()
   sections(c)
   c.batch_size = 1024
@@ -26,7 +26,7 @@ def get_config(arg: str | None = None):
   c.views.globals.bilinear = 1.0
   c.model.name = model
   c.model.drop_path = 0.0
-  return common.shrink(c) if debug else c
+  return debug(c) if small else c
 
 
 def sections(c: ConfigDict) -> None:
@@ -50,3 +50,10 @@ def sections(c: ConfigDict) -> None:
   c.optim.decay_vectors = True  # published: everything decays
   c.optim.clip = 0.0
   c.optim.frozen = 'pos_embed'
+
+
+def debug(c: ConfigDict) -> ConfigDict:
+  """In seconds on a laptop."""
+  common.shrink(c)
+  c.contrast.hidden, c.contrast.dim = 32, 16
+  return c

@@ -7,14 +7,15 @@ learn.
 """
 
 from configs import common, mae_lite
+from configs import esvit as esvit_recipe
 from configs import moco as moco_recipe
 from configs import sit as sit_recipe
 
 
 def get_config(arg: str | None = None):
-  recipe, debug = common.variant(arg, VARIANTS, 'esvit')
+  (recipe, debug), small = common.variant(arg, VARIANTS, 'esvit')
   c = recipe()
-  return common.shrink(c) if debug else c
+  return debug(c) if small else c
 
 
 def embedded(c):
@@ -42,7 +43,7 @@ def gentle(group):
 
 
 def esvit():
-  c = embedded(common.get_config())
+  c = embedded(esvit_recipe.recipe())
   c.steps = 1200
 
   # Small objects on black: gentle crops, no hue, no solarisation.
@@ -126,4 +127,9 @@ def vit(c, positions: str, init_scale: str, pool: str) -> None:
   c.model.drop_path = 0.0
 
 
-VARIANTS = {'esvit': esvit, 'mae': mae, 'moco': moco, 'sit': sit}
+VARIANTS = {
+  'esvit': (esvit, esvit_recipe.debug),
+  'mae': (mae, mae_lite.debug),
+  'moco': (moco, moco_recipe.debug),
+  'sit': (sit, sit_recipe.debug),
+}

@@ -19,7 +19,7 @@ VARIANTS = {
 
 
 def get_config(arg: str | None = None):
-  model, debug = common.variant(arg, VARIANTS, 'small')
+  model, small = common.variant(arg, VARIANTS, 'small')
   c = common.base()
   sections(c)
   c.batch_size = 256
@@ -30,7 +30,7 @@ def get_config(arg: str | None = None):
   c.model.name = model
   if model != 'swin_tiny':
     c.model.resize_extra = 0.1
-  return common.shrink(c) if debug else c
+  return debug(c) if small else c
 
 
 def sections(c: ConfigDict) -> None:
@@ -61,3 +61,10 @@ def sections(c: ConfigDict) -> None:
   c.ema.end = 1.0
 
   c.optim.weight_decay_end = 0.1
+
+
+def debug(c: ConfigDict) -> ConfigDict:
+  """In seconds on a laptop."""
+  common.shrink(c)
+  c.contrast.hidden, c.contrast.dim = 32, 16
+  return c

@@ -41,7 +41,7 @@ def test_variant_is_whole(name, variant):
   c.lock()
   ours, shared, all_of_esvit = (
     {x for x in workdir.flatten(x.to_dict()) if not x.startswith('model.')}
-    for x in (c, common.base(), common.get_config())
+    for x in (c, common.base(), esvit.recipe())
   )
   if c.method == 'esvit':
     assert ours == all_of_esvit
@@ -96,9 +96,9 @@ def test_unknown_variant_names_the_known(name):
     module(name).get_config('nothing,debug')
 
 
-def test_common_is_the_published_recipe():
-  """Spec 4-6: recorded by the authors for 16 GPUs of 32 images."""
-  c = common.get_config()
+def test_esvit_is_the_published_recipe():
+  """As recorded by the authors for 16 GPUs of 32 images."""
+  c = esvit.recipe()
   assert (c.batch_size, c.epochs) == (512, 300)
   assert (c.optim.lr, c.optim.min_lr, c.optim.warmup_epochs) == (5e-4, 1e-6, 10)
   assert (c.optim.weight_decay, c.optim.weight_decay_end) == (0.04, 0.4)
@@ -122,7 +122,7 @@ def test_common_is_the_published_recipe():
   assert views.locals.blur == (0.5,)
 
 
-# Spec 7 and 10: window, drop path, epoch at which regions came in.
+# As the published runs: window, drop path, epoch at which regions came in.
 @pytest.mark.parametrize(
   ('variant', 'window', 'drop_path', 'epoch'),
   [
@@ -158,7 +158,7 @@ def test_dino_is_the_view_loss_at_batch_1024():
 
 
 def test_limits_are_of_fields_that_exist():
-  fields = workdir.flatten(common.get_config().to_dict())
+  fields = workdir.flatten(esvit.recipe().to_dict())
   assert set(limits.LIMITS) <= set(fields)
 
 
@@ -172,7 +172,7 @@ def test_limits_are_of_fields_that_exist():
   ],
 )
 def test_numbers_out_of_range(field, value, rule):
-  c = common.get_config()
+  c = esvit.recipe()
   with c.ignore_type():
     c.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=f'{field} is {value}: use {rule}'):

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from configs import common
+from configs import esvit as esvit_recipe
 from esvit_jax import optim
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
@@ -31,7 +32,7 @@ PARTS = {
 
 
 def published_config():
-  c = common.get_config()
+  c = esvit_recipe.recipe()
   c.views.locals.count = 4
   c.model.name = 'swin'
   c.model.dims, c.model.depths = (24, 48, 96, 192), (2, 2, 2, 2)
@@ -281,7 +282,7 @@ def test_published_steps():
 
 def tiny(locals_=(('locals', 16, 2),), **changes):
   """Two global views of 28 px, and (name, size, count) of others."""
-  c = common.shrink(common.get_config())
+  c = esvit_recipe.debug(esvit_recipe.recipe())
   del c.views.locals
   for name, size, count in locals_:
     c.views[name] = common.view(size, count, (0.1, 0.4))

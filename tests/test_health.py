@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from configs import common
+from configs import esvit as esvit_recipe
 from esvit_jax.workdir import health
 
 K = 256
@@ -91,7 +91,7 @@ def test_every_illness_has_its_name(signals, name):
 def test_a_cure_is_named_in_fields_that_exist(signals, name):
   """Every `section.field` that a verdict mentions is one of the config."""
   signals = {k: v for k, v in signals.items() if v is not None}
-  config = common.get_config()
+  config = esvit_recipe.recipe()
   (line,) = health.verdict(history(**signals), CHANCE)
   seen, _, advice = line.partition(';')
   assert re.search(r'\d', seen)

@@ -12,7 +12,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from configs import common
+from configs import esvit as esvit_recipe
 from configs.eval import finetune
 from esvit_jax import models, optim
 from esvit_jax.errors import UserError
@@ -334,7 +334,7 @@ def test_summary_counts_every_scalar():
 
 
 def run_config(**init):
-  config = common.get_config()
+  config = esvit_recipe.recipe()
   config.batch_size, config.head.norm_last_layer = 512, True
   config.optim.clip = None
   config.init.update(init)

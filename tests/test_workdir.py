@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from configs import common
+from configs import esvit as esvit_recipe
 from esvit_jax import workdir
 from esvit_jax.errors import UserError
 
@@ -103,7 +103,7 @@ def test_fields_of_watching_may_change(path):
 
 
 def test_free_fields_are_fields():
-  fields = workdir.flatten(common.get_config().to_dict())
+  fields = workdir.flatten(esvit_recipe.recipe().to_dict())
   for free in workdir.FREE:
     assert any(field.startswith(free) for field in fields), free
 

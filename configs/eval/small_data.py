@@ -14,7 +14,7 @@ images, in minutes on a CPU.
 
 from ml_collections import ConfigDict
 
-from configs import common, dino, mae_lite, moco, quickstart, sit
+from configs import common, dino, esvit, mae_lite, moco, quickstart, sit
 from configs.eval import finetune
 
 METHODS = {
@@ -24,6 +24,12 @@ METHODS = {
   'moco': lambda: moco.get_config('small'),
 }
 METHODS['scratch'] = METHODS['sit']
+DEBUG = {
+  'sit': sit.debug,
+  'esvit': esvit.debug,
+  'mae': mae_lite.debug,
+  'moco': moco.debug,
+}
 # Steps of 64 images that take about as long as SiT's.
 STEPS = {'sit': 300, 'esvit': 220, 'mae': 1350, 'moco': 300}
 VARIANTS = (*METHODS, *(f'embedded_{method}' for method in METHODS))
@@ -56,7 +62,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.pretraining = METHODS[method]()
     few_images(c)
   if debug:
-    common.shrink(c.pretraining)
+    DEBUG[c.pretraining.method](c.pretraining)
     common.shrink(c.finetuning)
   return c
 
