@@ -6,15 +6,24 @@ import shutil
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Tests check numbers, not speed: compile twice as fast, and the same program
-# once. Processes that tests start inherit both.
+# Tests check numbers, not speed: compile several times as fast, and the same
+# program once. Processes that tests start inherit all of it.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   cache = tempfile.mkdtemp(prefix='esvit_jax_tests_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = cache
   atexit.register(shutil.rmtree, cache, ignore_errors=True)
 
 import jax
+
+flags = [
+  '--xla_cpu_opt_preset=FAST_COMPILE',
+  '--xla_cpu_parallel_codegen_split_count=1',
+]
+if jax.__version_info__ < (0, 11):  # those since have no choice of emitters
+  flags.append('--xla_cpu_use_fusion_emitters=false')
+os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *flags])
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
