@@ -25,7 +25,7 @@ from esvit_jax import state as state_lib
 from esvit_jax.analysis.pictures import Album, Gallery
 from esvit_jax.errors import Stopped, UserError
 from esvit_jax.run import jobs, summary
-from esvit_jax.run.evaluation import Judge, headline
+from esvit_jax.run.evaluation import Evaluation, headline
 from esvit_jax.run.jobs import Job
 from esvit_jax.weights import networks as weights_lib
 from esvit_jax.workdir import health, provenance
@@ -191,25 +191,27 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
       steps, first, job.horizon.steps_per_epoch, config.batch_size, out
     )
     stack.callback(progress.close)
-    judge = Judge(job, directory)
+    evaluation = Evaluation(job, directory, progress.say)
     if out is not None and first < steps:
       record = os.path.join(directory, 'run.json')
       about = {'chance': job.method.chance, 'network': job.method.network}
       workdir.write_json(record, provenance.record() | about)
     summary.introduce(job, directory, resumed, progress.say)
     if resumed is None:
-      metrics.write(first, judge(state, at_start=True))
+      metrics.write(first, evaluation(state, at_start=True))
       metrics.flush()
     album = None
     if out is not None and config.eval.pictures:
       inspect = weights_lib.inspect(models.build(config.model))
       album = Album(job, directory, inspect)
     if first < steps:
-      state = _loop(job, state, judge, checkpoints, metrics, progress, album)
+      state = _loop(
+        job, state, evaluation, checkpoints, metrics, progress, album
+      )
     metrics.flush()
     paths = []
     if album is not None and int(state.step) == steps:
-      album.update(state, gallery(judge), last=True)
+      album.update(state, gallery(evaluation), last=True)
       paths = album.paths
     if out is not None:
       paths = [*paths, report.build([directory], running=False)]
@@ -224,7 +226,7 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
   return state
 
 
-def _loop(job, state, judge, checkpoints, metrics, progress, album):
+def _loop(job, state, evaluation, checkpoints, metrics, progress, album):
   """data -> step -> report, until the last step or a signal to stop."""
   config, horizon = job.config, job.horizon
   began = time.perf_counter()
@@ -242,7 +244,7 @@ def _loop(job, state, judge, checkpoints, metrics, progress, album):
     jax.process_count(),
     config.data.workers,
     config.data.max_unreadable,
-    os.path.join(judge.directory, 'unreadable.txt'),
+    os.path.join(evaluation.directory, 'unreadable.txt'),
   )
   with stop_signals() as stopping, pipeline.iterate(first) as feed:
     progress.restart(first)
@@ -251,7 +253,7 @@ def _loop(job, state, judge, checkpoints, metrics, progress, album):
       state, values = step_fn(state, batch, key)
       log.receive(step + 1, values, feed.waited)
       if log.bad_in_row >= config.max_bad_steps:
-        give_up(state, batch, judge.directory, checkpoints, log)
+        give_up(state, batch, evaluation.directory, checkpoints, log)
       done, last = step + 1, step + 1 == horizon.steps
       if done == first + FIRST_STEPS:
         left = duration(progress.eta(done))
@@ -261,14 +263,14 @@ def _loop(job, state, judge, checkpoints, metrics, progress, album):
       if last or (eval_every and done % eval_every == 0):
         log.catch_up(report=True)
         with progress.paused():
-          judged = judge(state, at_end=last)
+          judged = evaluation(state, at_end=last)
           metrics.write(done, judged)
           if progress.out is not None and not last:
             metrics.flush()
             if album is not None:
-              album.update(state, gallery(judge))
+              album.update(state, gallery(evaluation))
             with contextlib.suppress(UserError):  # a page must not end a run
-              report.build([judge.directory])
+              report.build([evaluation.directory])
       if last or stop or (save_every and done % save_every == 0):
         log.catch_up(report=stop)
         metrics.flush()
@@ -278,12 +280,14 @@ def _loop(job, state, judge, checkpoints, metrics, progress, album):
   return state
 
 
-def gallery(judge: Judge) -> Gallery | None:
+def gallery(evaluation: Evaluation) -> Gallery | None:
   """The test images with the features they had at the last evaluation."""
-  test = judge.job.sources['test']
-  if judge.features is None or len(judge.features) != len(test):
-    return None  # rows of unreadable images are left out: indices would slip
-  return Gallery(judge.features, judge.labels, test.classes, judge.middle)
+  if evaluation.features is None:
+    return None
+  classes = evaluation.job.sources['test'].classes
+  return Gallery(
+    evaluation.features, evaluation.labels, classes, evaluation.images
+  )
 
 
 class Log:

@@ -31,7 +31,7 @@ LAW = {
     'jax numpy',
   ),
   'run': (
-    'methods evals weights workdir optim data state sharding',
+    'methods evals weights workdir augment optim data state sharding',
     'jax numpy optax',
   ),
   'report': ('workdir', 'jinja2'),
@@ -41,7 +41,7 @@ LAW = {
   ),
   'convert': ('weights workdir', ''),
   'methods': ('losses augment models optim state', 'jax numpy flax'),
-  'evals': ('models data sharding', 'jax numpy optax'),
+  'evals': ('augment models data sharding', 'jax numpy optax'),
   'weights': ('models workdir state', 'jax numpy flax safetensors'),
   'losses': ('models', 'jax numpy'),
   'augment': ('', 'jax numpy'),

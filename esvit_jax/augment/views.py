@@ -302,8 +302,16 @@ def apply(
   if group.ever('solarize'):
     image = photometric.solarize(image, drawn.solarize, drawn.threshold)
   image = image.transpose(1, 2, 0)  # s s C
-  mean, std = jnp.asarray(mean)[None, None], jnp.asarray(std)[None, None]
-  return (image / 255.0 - mean) / std
+  return normalize(image, mean, std)
+
+
+def normalize(
+  images: jax.Array, mean: Sequence[float], std: Sequence[float]
+) -> jax.Array:
+  """Grey levels [..., C] -> (level / 255 - mean) / std of each channel."""
+  shape = (1,) * (images.ndim - 1) + (-1,)
+  mean, std = (jnp.asarray(x).reshape(shape) for x in (mean, std))
+  return (images / 255.0 - mean) / std
 
 
 def to_planes(image: jax.Array) -> jax.Array:

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from esvit_jax.data import embedded, filelist, folder, tfds
+from esvit_jax.data.crops import center_cropped, enlarged
+from esvit_jax.data.fewshot import balanced
 from esvit_jax.data.pipeline import Feed, Pipeline, epoch
 from esvit_jax.data.source import Source, spread
-from esvit_jax.data.subset import hold_out, labels, subsample, subset
+from esvit_jax.data.subset import hold_out, labels, sample, subsample, subset
 from esvit_jax.errors import UserError
 
 # Each builder takes (place, split, data_dir, canvas, channels), where `place`
@@ -34,11 +36,15 @@ __all__ = [
   'Feed',
   'Pipeline',
   'Source',
+  'balanced',
+  'center_cropped',
+  'enlarged',
   'epoch',
   'hold_out',
   'labels',
   'open_pair',
   'open_source',
+  'sample',
   'spread',
   'subsample',
   'subset',

@@ -37,13 +37,37 @@ def decode(
   Raises:
     Unreadable: with the decoder's reason.
   """
-  if isinstance(record, np.ndarray):
-    image = with_channels(record, channels)
-  else:
-    image = _jpeg(record, channels, canvas)
-    if image is None:
-      image = _any_format(record, channels)
-  return _fit(image, canvas)
+  return _fit(_pixels(record, channels, canvas), canvas)
+
+
+def center_crop(
+  record: bytes | np.ndarray, channels: int, size: int, shorter: int
+) -> np.ndarray:
+  """Decodes one image and cuts its central square, as torchvision does.
+
+  Resize(shorter, bicubic) and CenterCrop(size), by PIL from all pixels of the
+  file: smaller images are enlarged.
+
+  Args:
+    record: an encoded file, or u8[h,w,c] that is decoded already.
+    channels: 1 (grey) or 3 (RGB).
+    size: side of the square, pixels.
+    shorter: the shorter side of the image before it is cut, at least `size`.
+
+  Returns:
+    u8[size, size, channels].
+
+  Raises:
+    Unreadable: with the decoder's reason.
+  """
+  image = _pixels(record, channels)
+  h, w, _ = image.shape
+  # The longer side in whole pixels, as torchvision cuts it.
+  height, width = (shorter * n // min(h, w) for n in (h, w))
+  top, left = round((height - size) / 2), round((width - size) / 2)
+  if (height, width) != (h, w):
+    image = _resize(image, height, width)
+  return image[top : top + size, left : left + size]
 
 
 def size(record: bytes | np.ndarray) -> tuple[int, int]:
@@ -75,8 +99,20 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
   return grey.astype(np.uint8)[..., None]
 
 
+def _pixels(
+  record: bytes | np.ndarray,
+  channels: int,
+  canvas: tuple[int, int] | None = None,
+) -> np.ndarray:
+  """u8[h, w, channels]; large enough for `canvas`, or as large as it is."""
+  if isinstance(record, np.ndarray):
+    return with_channels(record, channels)
+  image = _jpeg(record, channels, canvas)
+  return _any_format(record, channels) if image is None else image
+
+
 def _jpeg(
-  record: bytes, channels: int, canvas: tuple[int, int]
+  record: bytes, channels: int, canvas: tuple[int, int] | None
 ) -> np.ndarray | None:
   """The fast way for a sound grey or colour JPEG; None for all the rest."""
   if record[:2] != b'\xff\xd8':
@@ -88,7 +124,7 @@ def _jpeg(
     if space not in ('Gray', 'YCbCr', 'RGB'):
       return None
     # The decoder shrinks by eighths, and saves time so; _fit does the rest.
-    scale = _scale(h, w, canvas)
+    scale = _scale(h, w, canvas) if canvas else 1.0
     return simplejpeg.decode_jpeg(
       record,
       'GRAY' if channels == 1 else 'RGB',
@@ -124,22 +160,25 @@ def _scale(h: int, w: int, canvas: tuple[int, int]) -> float:
 
 
 def _fit(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-  h, w, channels = image.shape
+  h, w, _ = image.shape
   if h <= canvas[0] and w <= canvas[1]:
     return image
-  from PIL import Image
-
   scale = _scale(h, w, canvas)
   whole_h, whole_w = max(1, round(h * scale)), max(1, round(w * scale))
   new_h, new_w = min(canvas[0], whole_h), min(canvas[1], whole_w)
   kept_h = h * new_h / whole_h
   kept_w = w * new_w / whole_w
   top, left = (h - kept_h) // 2, (w - kept_w) // 2
-  pixels = Image.fromarray(image[..., 0] if channels == 1 else image)
-  small = pixels.resize(
-    (new_w, new_h),
-    Image.Resampling.BICUBIC,
-    box=(left, top, left + kept_w, top + kept_h),
-    reducing_gap=2.0,
+  box = (left, top, left + kept_w, top + kept_h)
+  return _resize(image, new_h, new_w, box, reducing_gap=2.0)
+
+
+def _resize(image, height: int, width: int, box=None, **how) -> np.ndarray:
+  """An image or its part `box` (left, top, right, bottom), bicubic."""
+  from PIL import Image
+
+  channels = image.shape[-1]
+  resized = Image.fromarray(image[..., 0] if channels == 1 else image).resize(
+    (width, height), Image.Resampling.BICUBIC, box, **how
   )
-  return np.asarray(small).reshape(new_h, new_w, channels)
+  return np.asarray(resized).reshape(height, width, channels)

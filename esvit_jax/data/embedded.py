@@ -33,14 +33,15 @@ def open_split(
   require_split('the embedded set', split, ('train', 'test'))
   with np.load(_FILE) as arrays:
     images = arrays[f'{split}_image'][..., None]  # N h w 1
-    labels = arrays[f'{split}_label'].tolist()
+    labels = arrays[f'{split}_label'].astype(np.int32)
   return Source(
     name=f'Fashion-MNIST (embedded), {split}',
     split=split,
     count=len(images),
     classes=_CLASSES,
-    read=lambda i: (images[i], labels[i]),
+    read=lambda i: (images[i], int(labels[i])),
     where=lambda i: f'{split}[{i}]',
     canvas=canvas or images.shape[1:3],
     channels=channels or 1,
+    labels=labels,
   )

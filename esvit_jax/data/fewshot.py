@@ -77,6 +77,36 @@ def per_class(
   return _first(rows, lambda n: k)
 
 
+def balanced(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+  """Rows of at most `count` images with as many of each class as there are.
+
+  Of more classes than `count`, some are drawn; -1 (no label) is one of them.
+
+  Args:
+    labels: i[N]; of several labels each, i[N, C], rows are drawn without
+      regard to class.
+    count: how many.
+    seed: of the draw; with one seed a smaller one lies within a larger.
+
+  Returns:
+    Sorted rows.
+  """
+  rng = np.random.default_rng(seed)
+  labels = np.asarray(labels)
+  shuffled = rng.permutation(len(labels))
+  if labels.ndim > 1:
+    return np.sort(shuffled[:count])
+  _, own, counts = np.unique(
+    labels[shuffled], return_inverse=True, return_counts=True
+  )
+  by_class = np.argsort(own, kind='stable')
+  starts = np.repeat(np.cumsum(counts) - counts, counts)
+  turn = np.empty(len(labels), int)  # of each image within its class
+  turn[by_class] = np.arange(len(labels)) - starts
+  order = np.lexsort((rng.permutation(len(counts))[own], turn))
+  return np.sort(shuffled[order[:count]])
+
+
 def held_out(
   labels: np.ndarray, share: float, seed: int = 0, keep_singles: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import numpy as np
+
 from esvit_jax.data.source import Source, fitting_canvas
 from esvit_jax.errors import UserError
 
@@ -75,6 +77,7 @@ def open_split(
     where=where,
     canvas=canvas or fitting_canvas(len(lines), read),
     channels=channels or 3,
+    labels=np.array(labels, np.int32),
   )
 
 

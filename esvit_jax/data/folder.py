@@ -5,6 +5,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+import numpy as np
+
 from esvit_jax.data.source import Source, fitting_canvas, require_split
 from esvit_jax.errors import UserError
 
@@ -84,6 +86,7 @@ def open_split(
     where=where,
     canvas=canvas or fitting_canvas(len(paths), read),
     channels=channels or 3,
+    labels=np.array(labels, np.int32),
   )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from esvit_jax.data.decode import Unreadable
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Source, tolerable
 from esvit_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -208,10 +208,7 @@ class _Reader:
     self.unreadable: set[int] = set()
     self._source = source
     self._share = max_unreadable
-    # A handful is no reason to stop, however small the set; half of it is.
-    few = min(5, len(source) // 4) if max_unreadable else 0
-    allowed = max(int(max_unreadable * len(source)), few)
-    self._allowed = min(allowed, len(source) - 1)
+    self._allowed = tolerable(len(source), max_unreadable)
     self._log = pathlib.Path(unreadable_log) if unreadable_log else None
     self._substitute = substitute
     self._lock = threading.Lock()

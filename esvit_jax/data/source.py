@@ -10,6 +10,7 @@ from esvit_jax.data import decode
 from esvit_jax.errors import UserError
 
 LONGEST_SIDE = 512
+SAMPLED = 64  # images whose size stands for all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Source:
     where: index -> path or other name by which a person finds the image.
     canvas: (height, width) in pixels that no image exceeds.
     channels: 1 (grey) or 3 (RGB).
+    labels: of all images, i32[count], where known without reading them.
+    shorter: pixels of the shorter side, for `crops.center_cropped`; 0: images
+      are shrunk to fit the canvas.
     multi_label: an image may be of several classes; `read` then gives, for each
       class, 1 (yes), 0 (no) or -1 (not to be counted), i32[classes].
   """
@@ -38,6 +42,8 @@ class Source:
   canvas: tuple[int, int]
   channels: int
   multi_label: bool = False
+  labels: np.ndarray | None = None
+  shorter: int = 0
 
   @property
   def label_shape(self) -> tuple[int, ...]:
@@ -58,7 +64,11 @@ class Source:
       record, label = self.read(i)
     except OSError as error:
       raise decode.Unreadable(error) from error
-    image = decode.decode(record, self.channels, self.canvas)
+    if self.shorter:
+      size = self.canvas[0]
+      image = decode.center_crop(record, self.channels, size, self.shorter)
+    else:
+      image = decode.decode(record, self.channels, self.canvas)
     return {'image': image, 'label': label, 'index': i}
 
   def examples(self, n: int = 3) -> list[str]:
@@ -71,6 +81,19 @@ def spread(count: int, n: int) -> list[int]:
   return [k * count // n for k in range(n)] if n < count else [*range(count)]
 
 
+def sizes(
+  count: int, read: Callable[[int], tuple[bytes | np.ndarray, int]]
+) -> list[tuple[int, int]]:
+  """(height, width) in pixels of SAMPLED images at most, as in their files."""
+  seen = []
+  for i in spread(count, SAMPLED):
+    try:
+      seen.append(decode.size(read(i)[0]))
+    except (OSError, decode.Unreadable):
+      continue  # the pipeline counts and names it when its turn comes
+  return seen
+
+
 def fitting_canvas(
   count: int, read: Callable[[int], tuple[bytes | np.ndarray, int]]
 ) -> tuple[int, int]:
@@ -81,14 +104,18 @@ def fitting_canvas(
   384 pixels on its shorter side, and a set of thumbnails costs no more memory
   than thumbnails do.
   """
-  longest = 0
-  for i in spread(count, 64):
-    try:
-      longest = max(longest, *decode.size(read(i)[0]))
-    except (OSError, decode.Unreadable):
-      continue  # the pipeline counts and names it when its turn comes
+  longest = max((max(size) for size in sizes(count, read)), default=0)
   side = min(-(-longest // 32) * 32 or LONGEST_SIDE, LONGEST_SIDE)
   return side, side
+
+
+def tolerable(count: int, share: float) -> int:
+  """How many of `count` images may be bad without stopping.
+
+  A handful is no reason to stop, however small the set; half of it is.
+  """
+  handful = min(5, count // 4) if share else 0
+  return min(max(int(share * count), handful), count - 1)
 
 
 def require_split(what: str, split: str, splits: Sequence[str]) -> None:

@@ -34,7 +34,26 @@ def subset(source: Source, indices: Sequence[int], what: str) -> Source:
     count=len(indices),
     read=lambda i: source.read(int(indices[i])),
     where=lambda i: source.where(int(indices[i])),
+    labels=None if source.labels is None else source.labels[indices],
   )
+
+
+def sample(source: Source, count: int, seed: int = 0) -> Source:
+  """At most `count` images, drawn by seed and from all classes alike.
+
+  Where labels are known only by reading all images (tfds), they are drawn
+  without regard to class.
+
+  Args:
+    source: the whole.
+    count: 0 takes all.
+    seed: of the draw; with one seed a smaller sample lies within a larger.
+  """
+  if not count or count >= len(source):
+    return source
+  labels = np.zeros(len(source)) if source.labels is None else source.labels
+  rows = fewshot.balanced(labels, count, seed)
+  return subset(source, rows, f'{count:,} sampled')
 
 
 def hold_out(
@@ -62,8 +81,10 @@ def hold_out(
 def labels(source: Source, workers: int = 8) -> np.ndarray:
   """Every label of a source, i32[N] (i32[N, C] where an image has several).
 
-  -1 where an image cannot be read.
+  Where they must be read, -1 stands for an image that is unreadable.
   """
+  if source.labels is not None:
+    return source.labels
 
   def label(i):
     try:

@@ -4,17 +4,10 @@ An evaluator is (train_x, train_y, test_x, test_y) -> figures in percent, of
 which 'top1' is the headline, on fixed features f32[N, D] of labelled images.
 """
 
-from collections.abc import Iterable, Mapping
-
-import numpy as np
+from collections.abc import Iterable
 
 from esvit_jax.evals import knn, linear, probe
-from esvit_jax.evals.features import (
-  batches,
-  center_view,
-  extract,
-  raw_pixels,
-)
+from esvit_jax.evals.features import Extracted, batches, extract, raw_pixels
 
 EVALS = {
   'knn': knn.figures,
@@ -22,32 +15,30 @@ EVALS = {
   'probe': probe.figures,
 }
 
-# Features by name, f32[N, D], and labels i32[N].
-Extracted = tuple[Mapping[str, np.ndarray], np.ndarray]
-
 __all__ = [
   'EVALS',
+  'Extracted',
   'batches',
-  'center_view',
   'extract',
-  'judge',
+  'figures',
   'raw_pixels',
 ]
 
 
-def judge(
+def figures(
   names: Iterable[str], train: Extracted, test: Extracted
 ) -> dict[str, dict[str, float]]:
-  """All figures of several evaluators: 'knn/who' -> figure -> percent.
+  """All figures of several evaluators: 'knn/NETWORK' -> figure -> percent.
 
   Args:
     names: of EVALS.
-    train: as `extract` returns them.
-    test: likewise, of the same networks.
+    train: features to learn from.
+    test: of the same networks.
   """
-  (train_x, train_y), (test_x, test_y) = train, test
   return {
-    f'{name}/{who}': EVALS[name](train_x[who], train_y, test_x[who], test_y)
+    f'{name}/{network}': EVALS[name](
+      train.features[network], train.labels, test.features[network], test.labels
+    )
     for name in names
-    for who in train_x
+    for network in train.features
   }

@@ -6,6 +6,7 @@ DINO, section 4.1 (2104.14294); EsViT, section 4.1 (2106.09785).
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from esvit_jax.data import fewshot
-from esvit_jax.evals.neighbours import Neighbours, nearest
+from esvit_jax.evals.finite import counted, only_finite
+from esvit_jax.evals.neighbours import nearest
 
 KS = (10, 20, 100, 200)
 HEADLINE_K = 20  # the k whose top-1 stands for k-NN in tables
@@ -28,15 +30,16 @@ def figures(train_x, train_y, test_x, test_y, mesh=None) -> dict[str, float]:
   'majority_k10' and so on are top-1 when every neighbour's vote weighs 1.
   """
   near = _neighbours(train_x, train_y, test_x, test_y, KS, mesh)
-  weighted = _scores(near, train_y, test_y, KS, TEMPERATURE)
-  majority = _scores(near, train_y, test_y, KS, MAJORITY)
+  weighted = _scores(near, KS, TEMPERATURE)
+  majority = _scores(near, KS, MAJORITY)
   top1, top5 = weighted[HEADLINE_K]
-  return {
+  figures = {
     'top1': top1,
     'top5': top5,
     **{f'top1_k{k}': score for k, (score, _) in weighted.items()},
     **{f'majority_k{k}': score for k, (score, _) in majority.items()},
   }
+  return counted(figures, near.left_out)
 
 
 def knn(
@@ -69,31 +72,50 @@ def knn(
     k -> (top-1, top-5) in percent.
 
   Raises:
-    UserError: there are images without a label, or no images.
+    UserError: there are images without a label or no images, or many features
+      are not finite.
   """
   near = _neighbours(train_x, train_y, test_x, test_y, ks, mesh)
-  return _scores(near, train_y, test_y, ks, temperature)
+  return _scores(near, ks, temperature)
 
 
-def _neighbours(train_x, train_y, test_x, test_y, ks, mesh) -> Neighbours:
+class _Voters(NamedTuple):
+  """The neighbours of M test images, nearest first.
+
+  similarity f32[M, k] and label i[M, k] are theirs, truth i[M] the classes of
+  the images themselves.
+  """
+
+  similarity: np.ndarray
+  label: np.ndarray
+  truth: np.ndarray
+  classes: int
+  left_out: int
+
+
+def _neighbours(train_x, train_y, test_x, test_y, ks, mesh) -> _Voters:
   fewshot.require_labels('k-NN', train_y, test_y)
-  return nearest(train_x, test_x, min(max(ks), len(train_y)), mesh)
-
-
-def _scores(near: Neighbours, train_y, test_y, ks, temperature):
-  """k -> (top-1, top-5) in percent."""
-  train_y, test_y = np.asarray(train_y), np.asarray(test_y)
+  train_x, train_y, test_x, test_y, left_out = only_finite(
+    train_x, train_y, test_x, test_y
+  )
+  near = nearest(train_x, test_x, min(max(ks), len(train_y)), mesh)
   classes = int(max(train_y.max(), test_y.max())) + 1
-  M, right = len(test_y), np.zeros((len(ks), 2))
+  label = train_y[near.index]
+  return _Voters(near.similarity, label, test_y, classes, left_out)
+
+
+def _scores(near: _Voters, ks, temperature) -> dict[int, tuple[float, float]]:
+  """k -> (top-1, top-5) in percent."""
+  M, right = len(near.truth), np.zeros((len(ks), 2))
   for start in range(0, M, QUERIES):
     # One shape for all, so one compilation.
     at = np.minimum(np.arange(start, start + QUERIES), M - 1)
     share = _right(
       near.similarity[at],
-      train_y[near.index[at]],
-      test_y[at],
+      near.label[at],
+      near.truth[at],
       tuple(ks),
-      classes,
+      near.classes,
       temperature,
     )
     right += np.asarray(share)[:, : M - start].sum(1)

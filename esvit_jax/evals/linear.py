@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from esvit_jax.errors import UserError
+from esvit_jax.data import fewshot
+from esvit_jax.evals.finite import counted, only_finite
+from esvit_jax.evals.scores import top1
 
 # Of the mean square of a feature, which is 1.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -11,7 +13,8 @@ HELD_OUT = 0.1  # share of the training images that chooses the penalty
 
 def figures(train_x, train_y, test_x, test_y) -> dict[str, float]:
   """`linear` as an evaluator."""
-  return {'top1': linear(train_x, train_y, test_x, test_y)}
+  *data, left_out = only_finite(train_x, train_y, test_x, test_y)
+  return counted({'top1': linear(*data)}, left_out)
 
 
 def linear(
@@ -41,14 +44,13 @@ def linear(
     Top-1 in percent.
 
   Raises:
-    UserError: there are images without a label.
+    UserError: there are images without a label, or many features are not
+      finite.
   """
-  train_y, test_y = np.asarray(train_y), np.asarray(test_y)
-  if min(train_y.min(), test_y.min()) < 0:
-    raise UserError(
-      'a linear probe needs a label for every image and some have none: use '
-      'a labelled set, or set data.test_split to an empty string to do without'
-    )
+  fewshot.require_labels('a linear read-out', train_y, test_y)
+  train_x, train_y, test_x, test_y, _ = only_finite(
+    train_x, train_y, test_x, test_y
+  )
   classes = int(max(train_y.max(), test_y.max())) + 1
   train_x, test_x = _standardise(train_x, test_x)
   targets = np.eye(classes, dtype=np.float32)[train_y]
@@ -63,13 +65,13 @@ def linear(
 
   def held_out_accuracy(penalty):
     weights = _solve(kept_sums, len(kept), penalty)
-    return _top1(train_x[held] @ weights + mean, train_y[held])
+    return top1(train_x[held] @ weights + mean, train_y[held])
 
   best = PENALTIES[len(PENALTIES) // 2]
   if len(held):
     best = max(PENALTIES, key=held_out_accuracy)
   sums = [a + b for a, b in zip(kept_sums, held_sums)]
-  return _top1(test_x @ _solve(sums, len(order), best) + mean, test_y)
+  return top1(test_x @ _solve(sums, len(order), best) + mean, test_y)
 
 
 def _standardise(train_x, test_x) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +93,3 @@ def _solve(sums, count: int, penalty: float) -> np.ndarray:
   gram, right = (s.astype(np.float64) / count for s in sums)
   gram[np.diag_indices_from(gram)] += penalty
   return np.linalg.solve(gram, right).astype(np.float32)
-
-
-def _top1(scores, labels) -> float:
-  return 100 * float((scores.argmax(1) == labels).mean())

@@ -20,7 +20,8 @@ def top5(scores: np.ndarray, labels: np.ndarray) -> float:
 def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
   """Share of images whose own class is among the best k.
 
-  Of equal scores the smaller class wins.
+  Of n classes with equal scores each is the best with probability 1 / n, so
+  that constant scores are worth what chance is; NaN is no answer.
 
   Args:
     scores: f32[N, C].
@@ -30,7 +31,7 @@ def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
   Raises:
     UserError: an image has no label, or one that no score stands for.
   """
-  return 100 * float((_rank(scores, labels) < k).mean())
+  return 100 * float(_right(scores, labels, k).mean())
 
 
 def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -39,7 +40,7 @@ def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
   Raises:
     UserError: as `top_k`.
   """
-  right = _rank(scores, labels) == 0
+  right = _right(scores, labels, 1)
   counts = np.bincount(labels)
   hits = np.bincount(labels, right)
   return 100 * float((hits[counts > 0] / counts[counts > 0]).mean())
@@ -71,6 +72,7 @@ def map_11(
       f'11-point precision needs labels for each class, {scores.shape}, and '
       f'these are {labels.shape}: score single labels by top1'
     )
+  scores = np.where(np.isnan(scores), -np.inf, scores)  # no answer comes last
   precisions = []
   for score, label in zip(scores.T, labels.T):
     if (label == 1).any():
@@ -81,6 +83,26 @@ def map_11(
   if not precisions:
     raise UserError('11-point precision needs a positive, and no class has one')
   return 100 * float(np.mean(precisions))
+
+
+def check(metric: str, classes: int, multi_label: bool) -> None:
+  """Raises UserError unless a metric suits the labels.
+
+  Args:
+    metric: of METRICS.
+    classes: how many there are.
+    multi_label: whether an image may be of several.
+  """
+  if metric not in METRICS:
+    raise UserError(
+      f"there is no metric '{metric}': choose from {', '.join(METRICS)}"
+    )
+  if multi_label != (metric == 'map_11'):
+    labels = 'several labels' if multi_label else 'one label'
+    fit = 'map_11' if multi_label else 'top1'
+    raise UserError(f"images have {labels}, so not '{metric}': use {fit}")
+  if metric == 'roc_auc' and classes != 2:
+    raise UserError(f"'roc_auc' is of 2 classes, and here are {classes}")
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -105,6 +127,7 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
       'ROC AUC needs images of two classes, 0 and 1, and labels here are '
       f'{np.unique(labels)[:5].tolist()}: score more classes by top1'
     )
+  scores = np.where(np.isnan(scores), -np.inf, scores)  # no answer comes last
   _, place, ties = np.unique(scores, return_inverse=True, return_counts=True)
   # Of equal scores each has the mean of their ranks, from 1.
   rank = (np.cumsum(ties) - (ties - 1) / 2)[place]
@@ -122,8 +145,8 @@ METRICS = {
 }
 
 
-def _rank(scores, labels) -> np.ndarray:
-  """How many classes come before an image's own, i[N]."""
+def _right(scores, labels, k: int) -> np.ndarray:
+  """How probably an image's own class is among the best k, f[N]."""
   scores, labels = np.asarray(scores), np.asarray(labels)
   classes = scores.shape[1]
   if labels.ndim != 1 or labels.min() < 0 or labels.max() >= classes:
@@ -132,8 +155,9 @@ def _rank(scores, labels) -> np.ndarray:
       'each image: images without a label cannot be scored'
     )
   own = np.take_along_axis(scores, labels[:, None], 1)
-  earlier = np.arange(classes)[None] < labels[:, None]
-  return ((scores > own) | ((scores == own) & earlier)).sum(1)
+  above, tied = (scores > own).sum(1), (scores == own).sum(1)
+  share = np.clip((k - above) / np.maximum(tied, 1), 0, 1)
+  return np.where(np.isfinite(scores).all(1), share, 0.0)
 
 
 def _average_precision(score, label, origin: bool) -> float:

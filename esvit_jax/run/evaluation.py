@@ -1,61 +1,76 @@
-"""Scores of the network in training, on labelled images."""
+"""Figures of the network in training, on labelled images."""
 
 import os
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from esvit_jax import data, evals, sharding
+from esvit_jax import augment, data, evals, sharding
+from esvit_jax.data import fewshot
 from esvit_jax.errors import UserError
-from esvit_jax.evals.scores import METRICS
+from esvit_jax.evals import scores
+from esvit_jax.evals.finite import finite_rows
 from esvit_jax.run.jobs import Job
 from esvit_jax.workdir import health
 
 RANK_IMAGES = 512  # the effective rank is read off this many
 
 
-class Judge:
-  """Scores the network in training.
+class Evaluation:
+  """Evaluates the network in training.
 
   By its features of labelled images or, where the method learns labels, by
-  its predictions. Without labels or a test split it says nothing.
+  its predictions. Without labels or a test split there are no figures.
 
-  Raises:
-    UserError: the config names an evaluator that is none.
+  Attributes:
+    features: of the test images under the network to hand on, as of the last
+      time, f32[N, D]; None before.
+    labels: of the same images, i32[N].
   """
 
-  def __init__(self, job: Job, directory: str):
-    self.job, self.directory = job, directory
-    train, test = job.sources['train'], job.sources['test']
-    self.able = bool(test and train.classes and test.classes)
-    if not job.method.predict and train.multi_label:
-      self.able = False  # k-NN votes for one class
+  def __init__(self, job: Job, directory: str, say: Callable[[str], None]):
+    """Checks what can be known before training.
 
+    Args:
+      job: the run.
+      directory: of the run.
+      say: prints a line.
+
+    Raises:
+      UserError: the config names an evaluator or a metric that does not exist
+        or does not fit the labels, or the features need more memory than
+        there is.
+    """
     c = job.config
+    self.job, self.directory, self.say = job, directory, say
+    self.features = self.labels = self._index = None
     self._during = evaluators('eval.during', c.eval.during)
     self._at_ends = evaluators('eval.at_ends', c.eval.at_ends)
-    if c.eval.metric not in METRICS:
-      raise UserError(
-        f"config.eval.metric is '{c.eval.metric}': choose from "
-        f'{", ".join(METRICS)}'
-      )
-    view = (c.eval.size, c.data.mean, c.data.std)
+    train, test = job.sources['train'], job.sources['test']
+    self._sources = {}
+    if test and train.classes and test.classes:
+      sample = data.sample(train, c.eval.train_images, c.seed)
+      self._sources = {
+        'train': data.center_cropped(sample, c.eval.size),
+        'test': data.center_cropped(test, c.eval.size),
+      }
+    if job.method.predict:
+      self._check_predictions()
+    elif train.multi_label:
+      self._sources = {}  # k-NN votes for one class
+    if self._sources and not job.method.predict:
+      self._check_features()
 
     def network(params, stats, batch):
-      images = evals.center_view(batch['image'], batch['size'], *view)
+      images = augment.normalize(batch['image'], c.data.mean, c.data.std)
       if job.method.predict:
         return job.method.predict(params, stats, images)
       return job.method.features(params, stats, images).view
 
     def pixels(batch):
-      return evals.raw_pixels(batch['image'], batch['size'], *view)
+      return evals.raw_pixels(batch['image'], c.data.mean, c.data.std)
 
-    def middle(batch):
-      return evals.center_view(batch['image'], batch['size'], *view)
-
-    self._middle = jax.jit(middle)
-    # Features and labels of the test images, as of the last time.
-    self.features = self.labels = None
     # Replicated, so that every process can read all of them.
     everywhere = sharding.replicated(job.mesh)
     self._network = jax.jit(network, out_shardings=everywhere)
@@ -64,72 +79,153 @@ class Judge:
   def __call__(self, state, at_start=False, at_end=False) -> dict[str, float]:
     """Figures such as 'knn/teacher' or 'accuracy/student', in percent.
 
-    Before training, the untrained network and the raw pixels are judged.
+    Before training, the untrained network and the raw pixels are evaluated.
+    Later a failure is said and costs its figures only.
+
+    Raises:
+      UserError: at the start, what keeps evaluations from working.
     """
-    if not self.able:
+    if not self._sources:
+      return {}
+    if at_start:
+      for source in self._sources.values():
+        if note := data.enlarged(source):
+          self.say(f'eval   {note}')
+    try:
+      return self._figures(state, at_start, at_end)
+    except Exception as e:  # trained steps are worth more than a figure
+      if at_start:
+        raise
+      reason = ' '.join(f'{type(e).__name__}: {e}'.split())
+      self.say(f'eval   failed, training goes on: {reason[:300]}')
       return {}
 
+  def images(self, rows) -> np.ndarray:
+    """Center crops of test images, normalised f32[n, size, size, C].
+
+    Args:
+      rows: of `features`.
+    """
+    source = self._sources['test']
+    source = data.subset(source, list(self._index[rows]), 'shown')
+    with data.epoch(source, len(source)) as feed:
+      images = next(feed)['image']
+    c = self.job.config.data
+    return np.asarray(augment.normalize(images, c.mean, c.std))
+
+  def _figures(self, state, at_start: bool, at_end: bool) -> dict[str, float]:
     def network(params, stats):
       return lambda batch: self._network(params, stats, batch)
 
     method = self.job.method
-    who = {'student': network(state.params, state.extra['student'])}
+    networks = {'student': network(state.params, state.extra['student'])}
     if method.momentum is not None:
-      who['teacher'] = network(state.teacher, state.extra['teacher'])
+      networks['teacher'] = network(state.teacher, state.extra['teacher'])
     if method.predict:
-      return {} if at_start else self._accuracy(who)
+      return {} if at_start else self._accuracy(networks)
     if at_start:
-      who = {'raw_pixels': self._pixels, 'random_init': who[method.network]}
-    limit = self.job.config.eval.train_images
-    train = evals.extract(who, self._batches('train'), limit)
-    test = evals.extract(who, self._batches('test'))
+      networks = {
+        'raw_pixels': self._pixels,
+        'random_init': networks[method.network],
+      }
+    train, test = (
+      evals.extract(networks, self._batches(split))
+      for split in ('train', 'test')
+    )
     names = self._at_ends if at_start or at_end else self._during
-    scores = evals.judge(names, train, test)
-    scores = {name: figures['top1'] for name, figures in scores.items()}
-    if not at_start:
-      self.features, self.labels = test[0][method.network], test[1]
-      rank = health.rankme(self.features[:RANK_IMAGES])
-      scores['train/feature_rank'] = rank
-    return scores
+    found = evals.figures(names, train, test)
+    for name, figures in found.items():
+      if count := figures.get('non_finite'):
+        self.say(f'eval   {name}: {count} non-finite features left out')
+    percent = {name: figures['top1'] for name, figures in found.items()}
+    if at_start:
+      return percent
+    features = test.features[method.network]
+    rows = finite_rows(features, 'test')
+    self.features, self.labels = features[rows], test.labels[rows]
+    self._index = test.index[rows]
+    some = data.balanced(self.labels, RANK_IMAGES)
+    rank = health.rankme(self.features[some])
+    return {**percent, 'train/feature_rank': rank}
 
-  def middle(self, rows) -> np.ndarray:
-    """The middle of some test images, normalised f32[n, size, size, C]."""
-    some = data.subset(self.job.sources['test'], list(rows), 'shown')
-    with data.epoch(some, len(some)) as feed:
-      return np.asarray(self._middle(next(feed)))
-
-  def _accuracy(self, who) -> dict[str, float]:
-    found, labels = evals.extract(who, self._batches('test'))
-    metric = METRICS[self.job.config.eval.metric]
+  def _accuracy(self, networks) -> dict[str, float]:
+    test = evals.extract(networks, self._batches('test'))
+    metric = scores.METRICS[self.job.config.eval.metric]
     return {
-      f'accuracy/{name}': metric(scores, labels)
-      for name, scores in found.items()
+      f'accuracy/{name}': metric(predicted, test.labels)
+      for name, predicted in test.features.items()
     }
 
+  def _check_predictions(self) -> None:
+    """Raises UserError unless the metric fits the classes and the labels."""
+    test = self._sources.get('test')
+    metric = self.job.config.eval.metric
+    if test is None:
+      if metric not in scores.METRICS:
+        scores.check(metric, 0, False)
+      return
+    train = self.job.sources['train']
+    if len(test.classes) != len(train.classes):
+      raise UserError(
+        f'the test split has {len(test.classes)} classes and train has '
+        f'{len(train.classes)}: both need the same'
+      )
+    scores.check(metric, len(test.classes), test.multi_label)
+    if test.labels is not None:
+      fewshot.require_labels('the accuracy on test', test.labels)
+
+  def _check_features(self) -> None:
+    """Raises UserError unless all have labels and fit into memory."""
+    for name, source in self._sources.items():
+      if source.labels is not None:
+        fewshot.require_labels(f'k-NN on the {name} split', source.labels)
+    images = sum(len(source) for source in self._sources.values())
+    networks = 1 + (self.job.method.momentum is not None)
+    needed = 4 * images * self._length() * networks
+    there = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if needed > there:
+      raise UserError(
+        f'the features of {images:,} images take {needed / 2**30:.1f} GiB at '
+        f'evaluations, and this machine has {there / 2**30:.1f} GiB: set '
+        'eval.train_images to fewer'
+      )
+
+  def _length(self) -> int:
+    """Of the feature of an image."""
+    c, state = self.job.config, self.job.state
+    image = (1, c.eval.size, c.eval.size, c.data.channels)
+    shape = jax.eval_shape(
+      self.job.method.features,
+      state.params,
+      state.extra['student'],
+      jax.ShapeDtypeStruct(image, 'float32'),
+    )
+    return shape.view.shape[-1]
+
   def _batches(self, split: str):
-    config = self.job.config
+    c = self.job.config
     return evals.batches(
-      self.job.sources[split],
+      self._sources[split],
       self.job.mesh,
-      config.eval.batch_size,
-      config.data.workers,
-      config.data.max_unreadable,
+      c.eval.batch_size,
+      c.data.workers,
+      c.data.max_unreadable,
       os.path.join(self.directory, 'unreadable.txt'),
     )
 
 
 def headline(method) -> str:
-  """The score by which a run's best checkpoint is known."""
+  """The figure by which a run's best checkpoint is known."""
   return f'{"accuracy" if method.predict else "knn"}/{method.network}'
 
 
 def evaluators(field: str, names: str) -> list[str]:
   """'knn,linear' -> ['knn', 'linear'], checked."""
-  found = [name.strip() for name in names.split(',') if name.strip()]
-  for name in found:
+  chosen = [name.strip() for name in names.split(',') if name.strip()]
+  for name in chosen:
     if name not in evals.EVALS:
       raise UserError(
         f"config.{field}: no evaluator '{name}'; choose from "
         f'{", ".join(evals.EVALS)}'
       )
-  return found
+  return chosen
