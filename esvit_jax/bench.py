@@ -97,22 +97,22 @@ def evaluation(config, directory: str = '') -> dict:
     UserError: the network or the images cannot be used.
   """
   _claim(directory)
-  subject = protocols.prepare(config, directory or config.checkpoint)
-  features = subject.features(lambda f: f.view)
-  batch = next(iter(subject.batches(subject.judged)))
+  setup = protocols.prepare(config, directory or config.checkpoint)
+  features = setup.features(lambda f: f.view)
+  batch = next(iter(setup.batches(setup.test_or_train)))
   _, ms = _time(features, batch)
   # The same batches as extraction has, the last one padded.
   size = len(batch['mask'])
-  count = len(subject.judged)
+  count = len(setup.test_or_train)
   bare = 1e3 * size / ms * (count / (-(-count // size) * size))
   spans = []
   for _ in range(3):
     began = time.perf_counter()
-    evals.extract({'x': features}, subject.batches(subject.judged))
+    evals.extract({'x': features}, setup.batches(setup.test_or_train))
     spans.append(time.perf_counter() - began)
   extracted = count / statistics.median(spans)
   figures = {
-    'device': f'{subject.mesh.size} {jax.devices()[0].device_kind}',
+    'device': f'{setup.mesh.size} {jax.devices()[0].device_kind}',
     'batch_size': size,
     'forward_images_per_s': bare,
     'extraction_images_per_s': extracted,

@@ -28,59 +28,25 @@ def blobs(count, classes=4, dim=6, spread=0.5, seed=0):
   return x.astype(np.float32), y
 
 
-# center_view
-
-center_view = jax.jit(evals.center_view, static_argnums=2)
+# raw pixels
 
 
-def torchvision_view(image, size, shorter):
-  """Resize and CenterCrop with PIL, as torchvision computes them."""
-  h, w = image.shape[:2]
-  short = min(h, w)
-  h, w = shorter * h // short, shorter * w // short
-  image = Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC)
-  top, left = round((h - size) / 2), round((w - size) / 2)
-  return np.asarray(image)[top : top + size, left : left + size]
-
-
-@pytest.mark.parametrize(
-  'canvas, size, shorter',
-  [((80, 96), 56, 64), ((28, 36), 56, 56)],
-)
-def test_center_view_is_pil_within_a_grey_level(canvas, size, shorter):
+@pytest.mark.parametrize('size', [28, 32])
+def test_raw_pixels_are_the_normalised_image(size):
   rng = np.random.default_rng(0)
-  sizes = np.array([canvas, (27, 21), (22, 28), (28, 28)], np.int32)
-  # Garbage around the valid pixels must not come in.
-  images = rng.integers(0, 256, (4, *canvas, 3), np.uint8)
-  ours = center_view(images, sizes, size, (0.0,) * 3, (1.0,) * 3)
-  for x, image, (h, w) in zip(255 * np.asarray(ours), images, sizes):
-    theirs = torchvision_view(image[:h, :w], size, shorter)
-    assert np.abs(x - theirs).max() < 1.01
-    assert np.abs(x - theirs).mean() < 0.01
+  images = rng.integers(0, 256, (2, size, size, 2), np.uint8)
+  x = evals.raw_pixels(images, (0.1, 0.2), (0.5, 2.0))
+  expected = (images / 255 - [0.1, 0.2]) / [0.5, 2.0]
+  np.testing.assert_allclose(x, expected.reshape(2, -1), atol=1e-6)
 
 
-def test_center_view_normalises_each_channel():
-  images = np.full((1, 8, 8, 2), 51, np.uint8)
-  view = center_view(images, np.array([[8, 8]]), 8, (0.1, 0.2), (0.5, 2.0))
-  np.testing.assert_allclose(view[0, ..., 0], 0.2, rtol=1e-5)
-  np.testing.assert_allclose(view[0, ..., 1], 0.0, atol=1e-6)
-
-
-def test_center_view_of_padding_is_finite():
-  images = np.zeros((2, 8, 8, 1), np.uint8)
-  view = center_view(images, np.zeros((2, 2), np.int32), 8, **NO_CHANGE)
-  assert np.isfinite(view).all()
-
-
-@pytest.mark.parametrize('size, side', [(28, 28), (96, 32)])
-def test_raw_pixels_are_a_small_view(size, side):
+def test_raw_pixels_of_large_images_are_pils_at_32():
   rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (2, 100, 120, 3), np.uint8)
-  rest = {'mean': (0.5,) * 3, 'std': (0.2,) * 3}
-  sizes = np.array([(100, 120), (90, 70)])
-  x = evals.raw_pixels(images, sizes, size, **rest)
-  expected = evals.center_view(images, sizes, side, **rest)
-  np.testing.assert_array_equal(x, expected.reshape(2, side * side * 3))
+  images = rng.integers(0, 256, (2, 96, 96, 3), np.uint8)
+  x = 255 * np.asarray(evals.raw_pixels(images, (0.0,) * 3, (1.0,) * 3))
+  for ours, image in zip(x.reshape(2, 32, 32, 3), images):
+    small = Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)
+    assert np.abs(ours - np.asarray(small)).max() < 1.01
 
 
 # extract
@@ -92,32 +58,18 @@ def batches(x, y, size):
     rows = np.arange(start, start + size)
     inside = np.minimum(rows, len(x) - 1)
     mask = rows < len(x)
-    yield {'x': x[inside], 'label': np.where(mask, y[inside], -1), 'mask': mask}
+    label = np.where(mask, y[inside], -1)
+    yield {'x': x[inside], 'label': label, 'mask': mask, 'index': rows}
 
 
 def test_extract_keeps_each_image_once_and_in_order():
   x, y = blobs(23)
   fns = {'same': lambda b: jnp.asarray(b['x']), 'twice': lambda b: 2 * b['x']}
-  features, labels = evals.extract(fns, batches(x, y, 8))
+  features, labels, index = evals.extract(fns, batches(x, y, 8))
   np.testing.assert_array_equal(features['same'], x)
   np.testing.assert_array_equal(features['twice'], 2 * x)
   np.testing.assert_array_equal(labels, y)
-  features, labels = evals.extract(fns, batches(x, y, 8), limit=10)
-  np.testing.assert_array_equal(features['same'], x[:10])
-  np.testing.assert_array_equal(labels, y[:10])
-
-
-def test_extract_reads_no_more_batches_than_the_limit_needs():
-  x, y = blobs(64)
-  read = []
-
-  def counted():
-    for batch in batches(x, y, 8):
-      read.append(batch)
-      yield batch
-
-  evals.extract({'same': lambda b: b['x']}, counted(), limit=16)
-  assert len(read) == 2
+  np.testing.assert_array_equal(index, np.arange(23))
 
 
 def test_extract_from_arrays_on_all_devices():
@@ -125,7 +77,7 @@ def test_extract_from_arrays_on_all_devices():
   x, y = blobs(29)
   fn = jax.jit(lambda b: b['x'] + 1, out_shardings=sharding.replicated(mesh))
   on_mesh = (sharding.global_batch(mesh, b) for b in batches(x, y, 16))
-  features, labels = evals.extract({'f': fn}, on_mesh)
+  features, labels, _ = evals.extract({'f': fn}, on_mesh)
   np.testing.assert_allclose(features['f'], x + 1)
   np.testing.assert_array_equal(labels, y)
 
@@ -341,8 +293,8 @@ def test_unlabelled_images_are_refused(evaluator, split):
     evaluator(*data)
 
 
-def test_judge_names_its_figures_and_extract_reads_once():
-  train, test = blobs(60), blobs(33, seed=1)
+def test_figures_are_named_and_extract_reads_once():
+  train, test = blobs(50), blobs(33, seed=1)
   calls = []
 
   def good(batch):
@@ -350,17 +302,34 @@ def test_judge_names_its_figures_and_extract_reads_once():
     return batch['x']
 
   fns = {'good': good, 'bad': lambda batch: 0 * batch['x']}
-  features = evals.extract(fns, batches(*train, 16), limit=50)
-  scores = evals.judge(
+  features = evals.extract(fns, batches(*train, 16))
+  scores = evals.figures(
     evals.EVALS, features, evals.extract(fns, batches(*test, 16))
   )
   scores = {name: figures['top1'] for name, figures in scores.items()}
   assert set(scores) == {
-    f'{name}/{who}' for name in evals.EVALS for who in ('good', 'bad')
+    f'{name}/{network}' for name in evals.EVALS for network in ('good', 'bad')
   }
   assert len(calls) == 4 + 3
-  used = train[0][:50], train[1][:50]
-  assert scores['knn/good'] == knn(*used, *test)[20][0]
-  assert scores['linear/good'] == linear(*used, *test)
+  assert scores['knn/good'] == knn(*train, *test)[20][0]
+  assert scores['linear/good'] == linear(*train, *test)
   for name in ('linear', 'probe'):
     assert scores[f'{name}/bad'] < 50 < 90 < scores[f'{name}/good']
+
+
+@pytest.mark.parametrize('name', evals.EVALS)
+def test_features_that_are_not_finite_are_left_out_and_counted(name):
+  train, test = blobs(100), blobs(40, seed=1)
+  clean = evals.EVALS[name](*train, *test)
+  assert 'non_finite' not in clean
+  x, y = train
+  bad_x = np.insert(x, [3, 50], [[np.nan], [np.inf]], 0)
+  bad_y = np.insert(y, [3, 50], [0, 1])
+  bad_test = np.insert(test[0], 7, np.nan, 0), np.insert(test[1], 7, 2)
+  figures = evals.EVALS[name](bad_x, bad_y, *bad_test)
+  assert figures.pop('non_finite') == 3
+  assert figures == pytest.approx(clean)
+  x = np.where(np.arange(100)[:, None] < 6, np.nan, x)
+  with pytest.raises(UserError, match='6 of 100 training images') as e:
+    evals.EVALS[name](x, y, *test)
+  assert '\n' not in str(e.value)

@@ -91,3 +91,19 @@ def test_what_cannot_be_taken_is_said_in_a_line(call, says):
   with pytest.raises(UserError, match=says) as e:
     call()
   assert '\n' not in str(e.value)
+
+
+def test_a_balanced_sample_has_all_classes_alike():
+  y = np.repeat([4, 7, 9, -1], [50, 3, 30, 17])  # class by class, as folders
+  rows = fewshot.balanced(y, 40, seed=1)
+  values, counts = np.unique(y[rows], return_counts=True)
+  assert set(values) == {-1, 4, 7, 9}
+  assert sorted(counts) == [3, 12, 12, 13]
+  assert (np.diff(rows) > 0).all()
+  assert set(fewshot.balanced(y, 10, seed=1)) < set(rows)
+  assert set(fewshot.balanced(y, 40, seed=2)) != set(rows)
+  assert len(set(y[fewshot.balanced(y, 2)])) == 2
+  np.testing.assert_array_equal(fewshot.balanced(y, 999), np.arange(100))
+  # The first images of a class are not the ones that are taken.
+  assert fewshot.balanced(np.zeros(1000), 10).max() > 500
+  assert len(fewshot.balanced(np.zeros((30, 3)), 4)) == 4

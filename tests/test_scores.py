@@ -24,21 +24,24 @@ def test_more_ranks_than_classes_are_all_right():
   assert scores.top5(*random(classes=3)) == 100
 
 
-def test_of_equal_scores_the_smaller_class_wins_as_in_arg_max():
+def test_of_equal_scores_each_class_is_the_best_alike():
   x = np.array([[1, 1, 0], [0, 1, 1]])
-  assert scores.top1(x, np.array([0, 1])) == 100
-  assert scores.top1(x, np.array([1, 2])) == 0
+  for y in ([0, 1], [1, 2]):  # whatever the number of the class
+    assert scores.top1(x, np.array(y)) == 50
+  assert scores.top1(x, np.array([2, 0])) == 0
   x, y = np.round(random(2000, 20)[0]), random(2000, 20)[1]
-  assert scores.top1(x, y) == pytest.approx(100 * (x.argmax(1) == y).mean())
+  best = x == x.max(1, keepdims=True)
+  right = best[np.arange(2000), y] / best.sum(1)
+  assert scores.top1(x, y) == pytest.approx(100 * right.mean())
 
 
 def test_mean_per_class_is_scikit_learns_and_knows_gaps():
   x, y = random()
   y[y == 3] = 2  # class 3 never occurs
-  theirs = metrics.balanced_accuracy_score(y[:100], x[:100, :].argmax(1) * 0)
-  assert scores.mean_per_class(0 * x[:100], y[:100]) == pytest.approx(
-    100 * theirs
+  theirs = metrics.recall_score(
+    y, x.argmax(1), labels=np.unique(y), average='macro'
   )
+  assert scores.mean_per_class(x, y) == pytest.approx(100 * theirs)
   right = x.argmax(1) == y
   expected = np.mean([right[y == c].mean() for c in np.unique(y)])
   assert scores.mean_per_class(x, y) == pytest.approx(100 * expected)
@@ -122,3 +125,39 @@ def test_labels_that_do_not_fit_are_refused_in_a_line(metric, x, y):
   with pytest.raises(UserError) as e:
     scores.METRICS[metric](x, np.array(y))
   assert '\n' not in str(e.value)
+
+
+def test_equal_scores_share_and_nan_is_no_answer():
+  y = np.zeros(8, int)  # all of the class that comes first
+  constant = np.zeros((8, 10))
+  assert scores.top1(constant, y) == pytest.approx(10)
+  assert scores.top5(constant, y) == pytest.approx(50)
+  assert scores.mean_per_class(constant, y) == pytest.approx(10)
+  for metric in (scores.top1, scores.top5, scores.mean_per_class):
+    assert metric(np.full((8, 10), np.nan), y) == 0
+  half = np.where(np.arange(8)[:, None] < 4, np.nan, [[1.0, 0.0]])
+  assert scores.top1(half, y) == 50
+  labels = np.arange(8) % 2
+  nan = np.full(8, np.nan)
+  assert scores.roc_auc(nan, labels) == 50
+  unsure = np.where(labels == 1, np.nan, 1.0)  # the positives come last
+  assert scores.roc_auc(unsure, labels) == 0
+  assert scores.map_11(nan[:, None], labels[:, None]) == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+  'metric, classes, multi_label, says',
+  [
+    ('top2', 10, False, 'top1, top5'),
+    ('map_11', 10, False, 'one label'),
+    ('top1', 10, True, 'map_11'),
+    ('roc_auc', 10, False, '2 classes'),
+  ],
+)
+def test_metrics_that_do_not_fit_are_known_before_training(
+  metric, classes, multi_label, says
+):
+  with pytest.raises(UserError, match=says):
+    scores.check(metric, classes, multi_label)
+  scores.check('roc_auc', 2, False)
+  scores.check('map_11', 20, True)

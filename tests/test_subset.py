@@ -62,7 +62,7 @@ def test_bad_amounts_are_told(train, fraction, per_class, words):
 
 def test_unlabelled_images_have_no_labelled_part(train):
   bare = dataclasses.replace(
-    train, classes=None, read=lambda i: (train.read(i)[0], -1)
+    train, classes=None, labels=None, read=lambda i: (train.read(i)[0], -1)
   )
   with pytest.raises(UserError, match='label'):
     data.subsample(bare, 0.01)

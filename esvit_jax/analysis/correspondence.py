@@ -97,7 +97,6 @@ def mean_flip_score(
   batches: Iterable[dict],
   key: jax.Array,
   stride: int,
-  limit: int = 0,
   top: int = TOP,
 ) -> dict[str, float]:
   """The published measure in the mean over images.
@@ -109,7 +108,6 @@ def mean_flip_score(
       same copy whatever the batch it is in.
     key: of all copies.
     stride: pixels between regions.
-    limit: stop after this many images; 0 takes all.
     top: how many matches of an image count.
 
   Returns:
@@ -124,9 +122,6 @@ def mean_flip_score(
     first, second = jax.device_get(grids(batch, keys(key, batch['index'])))
     for row in np.flatnonzero(np.asarray(batch['mask'])):
       found.append(flip_score(first[row], second[row], stride, top))
-    if limit and len(found) >= limit:
-      found = found[:limit]
-      break
   if not found:
     raise UserError('there are no images to find matches in')
   means = {k: float(np.mean([x[k] for x in found])) for k in found[0]}

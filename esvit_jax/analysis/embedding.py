@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import cKDTree
 
+from esvit_jax import data
 from esvit_jax.errors import UserError
 from esvit_jax.evals.neighbours import Neighbours
 from esvit_jax.models.layers import l2_normalize
@@ -153,7 +154,9 @@ def plane_figures(
     effective_rank of the features and, with labels, same_label: how many
     images in a hundred have one of their class nearest on the map.
   """
-  figures = {'effective_rank': health.rankme(features[:RANK_IMAGES])}
+  classes = np.zeros(len(features)) if labels is None else labels
+  sampled = data.balanced(classes, RANK_IMAGES)
+  figures = {'effective_rank': health.rankme(features[sampled])}
   if labels is not None:
     labels = np.asarray(labels)
     known = np.flatnonzero(labels >= 0)

@@ -90,7 +90,8 @@ def draw(job, state, inspect, gallery, folder: str) -> list[str]:
 
   c = job.config.data
   state = jax.device_get(state)
-  with data.epoch(job.sources['train'], IMAGES) as feed:
+  sample = data.sample(job.sources['train'], IMAGES, job.config.seed)
+  with data.epoch(sample, len(sample)) as feed:
     batch = next(feed)
   readable = batch.pop('mask')
   batch = {k: v[readable] for k, v in batch.items()}
@@ -123,7 +124,7 @@ def draw(job, state, inspect, gallery, folder: str) -> list[str]:
   matches_png(paths[-1], *pixels(pair, c.mean, c.std), *look(pair)[0].grid)
   some = first['globals'][:, 0]
   if gallery is not None:
-    some = gallery.images(range(min(IMAGES, len(gallery.labels))))
+    some = gallery.images(data.balanced(gallery.labels, IMAGES))
   paths += of_images(folder, look, some, c.mean, c.std)
   if gallery is not None:
     paths += of_gallery(folder, gallery, c.mean, c.std)[0]
@@ -162,7 +163,7 @@ def of_gallery(
     Paths, and figures of both.
   """
   x, y = gallery.features, gallery.labels
-  asked = np.array(data.spread(len(x), ASKED))
+  asked = data.balanced(y, ASKED)
   # Drawn by one process of perhaps many: on its own devices.
   found = nearest_others(
     x, asked, min(NEAREST, len(x) - 1), sharding.mesh(jax.local_devices())
@@ -182,7 +183,7 @@ def of_gallery(
   figures = embedding.neighbour_figures(
     found, y if labelled else None, y[asked] if labelled else None
   )
-  rows = np.array(data.spread(len(x), MAPPED))
+  rows = data.balanced(y, MAPPED)
   try:
     points, how = embedding.plane(x[rows]), 't-SNE'
   except UserError:  # scikit-learn is not installed

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from esvit_jax.data import embedded, filelist, folder, tfds
-from esvit_jax.data.crops import center_cropped, enlarged
+from esvit_jax.data.crops import MARGIN, center_cropped, enlarged
 from esvit_jax.data.fewshot import balanced
 from esvit_jax.data.pipeline import Feed, Pipeline, epoch
 from esvit_jax.data.source import Source, spread
@@ -32,6 +32,7 @@ SOURCES = {
 TEST_SPLITS = ('validation', 'val', 'test')
 
 __all__ = [
+  'MARGIN',
   'SOURCES',
   'Feed',
   'Pipeline',

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from esvit_jax.data import fewshot
 from esvit_jax.errors import UserError
+from esvit_jax.evals.finite import counted, only_finite
 from esvit_jax.evals.scores import METRICS
 
 Features = Mapping[str, np.ndarray]  # name -> f[B, D of that name]
@@ -99,8 +100,11 @@ def figures(
   train_x, train_y, test_x, test_y, recipe: Recipe = SWEEP
 ) -> dict[str, float]:
   """`probe` as an evaluator: top-1, top-5 and mean per class."""
+  train_x, train_y, test_x, test_y, left_out = only_finite(
+    train_x, train_y, test_x, test_y
+  )
   train, test = ({'x': train_x}, train_y), ({'x': test_x}, test_y)
-  return probe(train, test, recipe).figures
+  return counted(probe(train, test, recipe).figures, left_out)
 
 
 def probe(

@@ -10,7 +10,7 @@ from esvit_jax.protocols import (
   small_data,
   transfer,
 )
-from esvit_jax.protocols.subject import Result, prepare
+from esvit_jax.protocols.setup import Result, prepare
 
 # name -> run(config, directory, out) -> Result
 PROTOCOLS = {

@@ -7,7 +7,8 @@ import numpy as np
 
 from esvit_jax import data, evals
 from esvit_jax.analysis import pictures
-from esvit_jax.protocols.subject import Result, prepare
+from esvit_jax.evals.finite import counted, finite_rows
+from esvit_jax.protocols.setup import Result, prepare
 from esvit_jax.weights import networks as weights_lib
 
 
@@ -17,31 +18,30 @@ def run(config, directory: str, out) -> Result:
   Raises:
     UserError: the network cannot be used.
   """
-  del out
-  subject = prepare(config, directory)
-  c, source = subject.config, subject.judged
-  source = data.subset(
-    source, data.spread(len(source), c.embedding.images), 'some'
-  )
-  who = {'x': subject.features(lambda f: f.view)}
-  found, labels = evals.extract(who, subject.batches(source))
-  middle = jax.jit(subject.middle)
+  setup = prepare(config, directory, out)
+  c, source = setup.config, setup.sample(setup.config.embedding.images)
+  networks = {'x': setup.features(lambda f: f.view)}
+  extracted = evals.extract(networks, setup.batches(source))
+  rows = finite_rows(extracted.features['x'])
+  features, labels = extracted.features['x'][rows], extracted.labels[rows]
+  index = extracted.index[rows]
+  crops = data.center_cropped(source, c.size)
 
   def images(rows):
-    some = data.subset(source, list(rows), 'shown')
+    some = data.subset(crops, index[np.asarray(rows)], 'shown')
     with data.epoch(some, len(some)) as feed:
-      return np.asarray(middle(next(feed)))
+      return np.asarray(setup.normalize(next(feed)))
 
-  inspect = weights_lib.inspect(subject.module)
-  variables = weights_lib.part_variables(subject.weights, subject.which)
-  folder = os.path.dirname(subject.picture('x'))
+  inspect = weights_lib.inspect(setup.backbone)
+  variables = setup.variables
+  folder = os.path.dirname(setup.picture('x'))
   pictures.of_images(
     folder,
     lambda x: jax.device_get(inspect(variables, x)),
-    images(range(min(pictures.IMAGES, len(labels)))),
+    images(data.balanced(labels, pictures.IMAGES)),
     c.data.mean,
     c.data.std,
   )
-  gallery = pictures.Gallery(found['x'], labels, source.classes, images)
+  gallery = pictures.Gallery(features, labels, source.classes, images)
   _, figures = pictures.of_gallery(folder, gallery, c.data.mean, c.data.std)
-  return subject.result(figures)
+  return setup.result(counted(figures, int((~rows).sum())))

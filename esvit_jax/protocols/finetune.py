@@ -4,7 +4,7 @@ import os
 
 from esvit_jax import train
 from esvit_jax.errors import UserError
-from esvit_jax.protocols.subject import Result, fill_data
+from esvit_jax.protocols.setup import Result, fill_data
 from esvit_jax.weights import networks as weights_lib
 from esvit_jax.workdir import metrics
 
@@ -49,5 +49,5 @@ def resolved(config):
     if not config.scratch:
       config.init.checkpoint, config.init.part = path, 'backbone'
       config.init.which = which
-  fill_data(config, path, weights)
+  fill_data(config.data, path, weights, config.views.globals.size)
   return config

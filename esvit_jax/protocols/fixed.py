@@ -1,20 +1,21 @@
 """Evaluators of fixed pooled features: k-NN, ridge regression."""
 
 from esvit_jax import evals
-from esvit_jax.protocols.subject import Result, prepare, require_test
+from esvit_jax.protocols.setup import Result, prepare, require_test
 
 
 def protocol(name: str):
   """An evaluator of evals.EVALS, as a protocol; figures in percent."""
 
   def run(config, directory: str, out) -> Result:
-    del out
-    subject = prepare(config, directory)
-    require_test(subject)
-    who = {'x': subject.features(lambda f: f.view)}
-    train, train_y = evals.extract(who, subject.batches(subject.train))
-    test, test_y = evals.extract(who, subject.batches(subject.test))
-    figures = evals.EVALS[name](train['x'], train_y, test['x'], test_y)
-    return subject.result(figures)
+    setup = prepare(config, directory, out)
+    require_test(setup)
+    networks = {setup.network: setup.features(lambda f: f.view)}
+    train, test = (
+      evals.extract(networks, setup.batches(source))
+      for source in (setup.train, setup.test)
+    )
+    (figures,) = evals.figures([name], train, test).values()
+    return setup.result(figures)
 
   return run

@@ -4,7 +4,6 @@ MAE-Lite's analyses (2205.14443, section 4), of any backbone here and between
 two of them.
 """
 
-import itertools
 import math
 
 import jax
@@ -14,7 +13,7 @@ from esvit_jax.analysis import attention, representation
 from esvit_jax.analysis.plots.attention import heads_png
 from esvit_jax.analysis.plots.layers import heat_map_png
 from esvit_jax.errors import UserError
-from esvit_jax.protocols.subject import Result, Subject, prepare
+from esvit_jax.protocols.setup import Result, Setup, prepare
 from esvit_jax.weights import networks as weights_lib
 
 
@@ -24,71 +23,60 @@ def run(config, directory: str, out) -> Result:
   Raises:
     UserError: the network cannot be used.
   """
-  del out
-  subject = prepare(config, directory)
-  figures = _similarity(subject)
-  figures['attention'] = _attention(subject)
-  return subject.result(figures)
+  setup = prepare(config, directory, out)
+  setups, other = [setup], config.layers.other
+  if other:
+    second = setup.config.copy_and_resolve_references()
+    second.checkpoint, second.which, second.size = other, 'auto', 0
+    second.data.mean, second.data.std = config.data.mean, config.data.std
+    setups.append(prepare(second, setup.directory, out))
+  figures = _similarity(setups)
+  figures['attention'] = _attention(setup)
+  return setup.result(figures)
 
 
-def _attention(subject: Subject) -> dict | str:
-  c = subject.config.layers
+def _attention(setup: Setup) -> dict | str:
+  c = setup.config.layers
   base = {'nats': math.e, 'bits': 2.0}.get(c.unit)
   if base is None:
     raise UserError(f"config.layers.unit is '{c.unit}': use nats or bits")
-  inspect = weights_lib.inspect(subject.module)
+  inspect = weights_lib.inspect(setup.backbone)
 
   def per_head(variables, images):
     seen = inspect(variables, images)
     return attention.per_head(*seen, images.shape[1], c.scale, base)
 
-  of = subject.images(per_head)
+  of_batch = setup.apply(per_head)
   heads = attention.mean_per_head(
-    (jax.device_get(of(batch)), batch['mask']) for batch in _some(subject)
+    (jax.device_get(of_batch(batch)), batch['mask'])
+    for batch in setup.batches(setup.sample(c.images))
   )
   if not heads:
     return 'this backbone sows no attention'
-  heads_png(subject.picture('heads'), heads, base)
+  heads_png(setup.picture('heads'), heads, base)
   return attention.figures(heads)
 
 
-def _similarity(subject: Subject) -> dict:
-  """CKA between the layers of the network or, of two, between theirs."""
-  subjects = [subject]
-  other = subject.config.layers.other
-  if other:
-    config = subject.config.copy_and_resolve_references()
-    config.checkpoint, config.which, config.size = other, 'auto', 0
-    subjects.append(prepare(config, subject.directory))
-  names, grams = [], []
-  for one in subjects:
-    inspect = weights_lib.inspect(one.module)
-    images = jax.ShapeDtypeStruct(
-      (4, one.config.size, one.config.size, one.weights.about['channels']),
-      'float32',
-    )
-    variables = weights_lib.part_variables(one.weights, one.which)
-    sown = jax.eval_shape(inspect, variables, images)
-    names.append(tuple(jax.eval_shape(representation.layers, *sown)))
-    grams.append(
-      one.images(
-        lambda v, x, inspect=inspect: representation.grams(
-          representation.layers(*inspect(v, x))
-        )
-      )
-    )
+def _similarity(setups: list[Setup]) -> dict:
+  """CKA between the layers of a network or, of two, between theirs."""
+  first, last = setups[0], setups[-1]
+  source = first.sample(first.config.layers.images)
+  grams = [_grams(setup) for setup in setups]
 
   def stream():
-    for batch in _some(subject):
-      found = [jax.device_get(gram(batch)) for gram in grams]
-      yield found[0], found[-1], np.asarray(batch['mask'])
+    # The same images for both, each at the size of its network.
+    for batches in zip(*(setup.batches(source) for setup in setups)):
+      K = [jax.device_get(gram(x)) for gram, x in zip(grams, batches)]
+      yield K[0], K[-1], np.asarray(batches[0]['mask'])
 
-  similarity = representation.compare(stream(), names[0], names[-1])
+  similarity = representation.compare(
+    stream(), _layer_names(first), _layer_names(last)
+  )
   heat_map_png(
-    subject.picture('cka'),
+    first.picture('cka'),
     similarity,
-    subject.config.checkpoint,
-    other or subject.config.checkpoint,
+    first.config.checkpoint,
+    last.config.checkpoint,
   )
   return {
     **representation.figures(similarity),
@@ -96,8 +84,17 @@ def _similarity(subject: Subject) -> dict:
   }
 
 
-def _some(subject: Subject):
-  """Batches of as many images as the config wants."""
-  c = subject.config
-  count = -(-c.layers.images // c.batch_size)
-  return itertools.islice(subject.batches(subject.judged), count)
+def _grams(setup: Setup):
+  """batch -> Gram matrices of its layers."""
+  inspect = weights_lib.inspect(setup.backbone)
+  return setup.apply(
+    lambda v, x: representation.grams(representation.layers(*inspect(v, x)))
+  )
+
+
+def _layer_names(setup: Setup) -> tuple[str, ...]:
+  size, channels = setup.config.size, setup.weights.about['channels']
+  images = jax.ShapeDtypeStruct((4, size, size, channels), 'float32')
+  inspect = weights_lib.inspect(setup.backbone)
+  sown = jax.eval_shape(inspect, setup.variables, images)
+  return tuple(jax.eval_shape(representation.layers, *sown))

@@ -12,14 +12,9 @@ import numpy as np
 
 from esvit_jax import augment, data, evals, sharding
 from esvit_jax.errors import UserError
-from esvit_jax.evals import probe
+from esvit_jax.evals import probe, scores
 from esvit_jax.models.layers import Features
-from esvit_jax.protocols.subject import (
-  Result,
-  Subject,
-  prepare,
-  require_test,
-)
+from esvit_jax.protocols.setup import Result, Setup, prepare, require_test
 
 RECIPES = {
   'published': probe.PUBLISHED,
@@ -30,34 +25,33 @@ RECIPES = {
 
 def run(config, directory: str, out) -> Result:
   """Figures of the best head in percent, which it is, and the table of all."""
-  del out
-  subject = prepare(config, directory)
-  return subject.result(figures(subject))
+  setup = prepare(config, directory, out)
+  return setup.result(figures(setup))
 
 
-def figures(subject: Subject) -> dict:
+def figures(setup: Setup) -> dict:
   """See `run`."""
-  require_test(subject)
-  c = subject.config.probe
+  require_test(setup)
+  c = setup.config.probe
   if c.recipe not in RECIPES:
     raise UserError(
       f"config.probe.recipe is '{c.recipe}': choose {', '.join(RECIPES)}"
     )
-  recipe = RECIPES[c.recipe]
+  scores.check(c.metric, len(setup.test.classes), setup.test.multi_label)
   changes = {'lrs': tuple(c.lrs), 'epochs': c.epochs, 'batch_size': c.batch}
-  recipe = recipe._replace(**{k: v for k, v in changes.items() if v})
-  test = _read(subject, subject.test)
+  recipe = RECIPES[c.recipe]._replace(**{k: v for k, v in changes.items() if v})
+  test = _read(setup, setup.test)
   if c.augment:
-    found = _streamed(subject, recipe, test)
+    sweep = _streamed(setup, recipe, test)
   else:
-    train = _read(subject, subject.train)
-    found = probe.probe(train, test, recipe, c.metric, seed=subject.config.seed)
-  best = found.table[0]
+    train = _read(setup, setup.train)
+    sweep = probe.probe(train, test, recipe, c.metric, seed=setup.config.seed)
+  best = sweep.table[0]
   return {
-    **found.figures,
-    'train_images': len(subject.train),
+    **sweep.figures,
+    'train_images': len(setup.train),
     **{name: best[name] for name in ('features', 'norm', 'lr')},
-    'table': found.table,
+    'table': sweep.table,
   }
 
 
@@ -70,47 +64,50 @@ def kinds(features: Features, blocks: tuple[int, ...]) -> dict[str, jax.Array]:
   return last or {'view': features.view}
 
 
-def _read(subject: Subject, source: data.Source) -> probe.Labelled:
-  """Features of the middle of all images of a source."""
-  blocks = tuple(subject.config.probe.blocks)
-  of = subject.features(lambda f: kinds(f, blocks))
-  found, labels = evals.extract({'x': of}, subject.batches(source))
-  return found['x'], labels
+def _read(setup: Setup, source: data.Source) -> probe.Labelled:
+  """Features of the center crops of all images of a source."""
+  blocks = tuple(setup.config.probe.blocks)
+  networks = {'x': setup.features(lambda f: kinds(f, blocks))}
+  extracted = evals.extract(networks, setup.batches(source))
+  return extracted.features['x'], extracted.labels
 
 
-def _streamed(subject: Subject, recipe: probe.Recipe, test) -> probe.Sweep:
-  """Heads trained on features of random crops, as published (spec 8)."""
-  c = subject.config
-  source, held = subject.train, None
+def _streamed(setup: Setup, recipe: probe.Recipe, test) -> probe.Sweep:
+  """Heads trained on features of random crops, as published.
+
+  EsViT (arXiv 2106.09785), section 4.1.
+  """
+  c = setup.config
+  source, held = setup.train, None
   if len(recipe.lrs) * len(recipe.norms) * len(c.probe.blocks) > 1:
-    rest, held = data.hold_out(source, probe.HELD_OUT, c.seed)
-    source, held = rest, _read(subject, held)
+    source, held_out = data.hold_out(source, probe.HELD_OUT, c.seed)
+    held = _read(setup, held_out)
   size = min(recipe.batch_size, len(source))
-  size = max(size // subject.mesh.size, 1) * subject.mesh.size
+  size = max(size // setup.mesh.size, 1) * setup.mesh.size
   return probe.sweep(
-    _crops(subject, source, size),
+    _crops(setup, source, size),
     len(source) // size,
-    len(subject.train.classes),
+    len(setup.train.classes),
     held,
     test,
     recipe,
     c.probe.metric,
     c.seed,
-    subject.mesh,
+    setup.mesh,
   )
 
 
-def _crops(subject, source, size: int) -> Iterator[probe.Labelled]:
+def _crops(setup: Setup, source, size: int) -> Iterator[probe.Labelled]:
   """Batches of features of random resized crops, flipped or not, for ever."""
-  c = subject.config
+  c = setup.config
   group = augment.view_groups(
     {'crop': {'size': c.size, 'bilinear': 1.0, 'flip': 0.5 * c.probe.flip}}
   )
   key = jax.random.key(c.seed)
 
-  def view(batch):
-    step, batch = batch['step'], batch['rows']
-    keys = jax.random.fold_in(key, step)
+  def views(batch):
+    keys = jax.random.fold_in(key, batch['step'])
+    batch = batch['images']
     keys = jax.random.split(keys, len(batch['image']))
     crops = augment.multi_crop(
       batch['image'], batch['size'], keys, group, c.data.mean, c.data.std
@@ -118,7 +115,7 @@ def _crops(subject, source, size: int) -> Iterator[probe.Labelled]:
     return crops['crop'][:, 0]
 
   blocks = tuple(c.probe.blocks)
-  of = subject.features(lambda f: kinds(f, blocks), view)
+  features = setup.features(lambda f: kinds(f, blocks), views)
   pipeline = data.Pipeline(
     source,
     c.seed,
@@ -130,6 +127,6 @@ def _crops(subject, source, size: int) -> Iterator[probe.Labelled]:
   )
   with pipeline.iterate() as feed:
     for step, local in enumerate(feed):
-      rows = sharding.global_batch(subject.mesh, local)
-      found = of({'step': np.uint32(step), 'rows': rows})
-      yield jax.device_get((found, rows['label']))
+      batch = sharding.global_batch(setup.mesh, local)
+      outputs = features({'step': np.uint32(step), 'images': batch})
+      yield jax.device_get((outputs, batch['label']))

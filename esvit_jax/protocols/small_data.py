@@ -10,7 +10,7 @@ import os
 from esvit_jax import report, train
 from esvit_jax.errors import UserError
 from esvit_jax.protocols import finetune, suites
-from esvit_jax.protocols.subject import Result
+from esvit_jax.protocols.setup import Result
 from esvit_jax.workdir import terminal
 
 

@@ -12,7 +12,7 @@ import statistics
 from esvit_jax import data, workdir
 from esvit_jax.errors import UserError
 from esvit_jax.protocols import finetune, probe, suites
-from esvit_jax.protocols.subject import Result, prepare
+from esvit_jax.protocols.setup import Result, prepare
 from esvit_jax.workdir import terminal
 
 MODES = ('probe', 'finetune')
@@ -37,8 +37,8 @@ def run(config, directory: str, out) -> Result:
   config = config.copy_and_resolve_references()
   config.data.source = config.data.source or 'embedded'
   # A network that cannot be read fails here, before the first set.
-  subject = prepare(config, directory)
-  directory = subject.directory
+  setup = prepare(config, directory, out)
+  directory = setup.directory
   folder = os.path.join(directory, 'transfer')
   os.makedirs(folder, exist_ok=True)
   figures, failed = {}, {}
@@ -59,7 +59,7 @@ def run(config, directory: str, out) -> Result:
     found['wins'] = sum(figures[name] > baseline[name] for name in both)
   if failed:
     found['not_judged'] = failed
-  return Result(directory, config, subject.which, found)
+  return Result(directory, config, setup.network, found)
 
 
 def _once(config, directory: str, name: str, row, out) -> float:
@@ -73,7 +73,7 @@ def _once(config, directory: str, name: str, row, out) -> float:
     if done['config'] == asked:
       return done['score']
   if config.transfer.mode == 'probe':
-    figures = probe.figures(prepare(one, directory))
+    figures = probe.figures(prepare(one, directory, out))
     score = figures[row.metric]
   else:
     where = os.path.join(directory, 'transfer', name)

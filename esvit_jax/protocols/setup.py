@@ -1,0 +1,227 @@
+"""What an evaluation is done with: a network, images, a place for figures."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from esvit_jax import augment, data, evals, sharding
+from esvit_jax.errors import UserError
+from esvit_jax.models.layers import Features
+from esvit_jax.weights import networks as weights_lib
+
+IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+# Fields of `data` that a config leaves open -> their values there.
+OPEN = {'source': '', 'data_dir': '', 'canvas': -1, 'mean': (), 'std': ()}
+
+
+class Result(NamedTuple):
+  """What came out of an evaluation.
+
+  Attributes:
+    directory: for the figures.
+    config: of the evaluation, nothing left open.
+    network: 'teacher' or 'student'.
+    figures: as JSON.
+  """
+
+  directory: str
+  config: Any
+  network: str
+  figures: dict
+
+
+class Setup(NamedTuple):
+  """A network to be evaluated, and the images to do it on.
+
+  Attributes:
+    config: of the evaluation; what it left open is filled in.
+    weights: what holds the network.
+    network: 'teacher' or 'student'.
+    mesh: of all devices.
+    train, test: images; test is None where there is no such split.
+    directory: for figures and pictures.
+  """
+
+  config: Any
+  weights: weights_lib.Weights
+  network: str
+  mesh: jax.sharding.Mesh
+  train: data.Source
+  test: data.Source | None
+  directory: str
+
+  @property
+  def backbone(self):
+    """The module, in the dtype asked for."""
+    return self.weights.backbone.clone(dtype=np.dtype(self.config.dtype))
+
+  @property
+  def variables(self):
+    """Of the backbone."""
+    return weights_lib.part_variables(self.weights, self.network)
+
+  @property
+  def test_or_train(self) -> data.Source:
+    """The test images; where there are none, the training images."""
+    return self.test or self.train
+
+  def sample(self, count: int) -> data.Source:
+    """At most `count` of `test_or_train`, of all classes alike; 0: all."""
+    return data.sample(self.test_or_train, count, self.config.seed)
+
+  def batches(self, source: data.Source):
+    """The center crop of each image of a source, once, as global batches."""
+    c = self.config
+    return evals.batches(
+      data.center_cropped(source, c.size),
+      self.mesh,
+      c.batch_size,
+      c.data.workers,
+      c.data.max_unreadable,
+      os.path.join(self.directory, 'unreadable.txt'),
+    )
+
+  def normalize(self, batch) -> jax.Array:
+    """The images of a batch as the network takes them, f32[B, H, W, C]."""
+    c = self.config.data
+    return augment.normalize(batch['image'], c.mean, c.std)
+
+  def apply(self, fn: Callable, views: Callable | None = None) -> Callable:
+    """batch -> fn(variables, images): jitted, whole on every device.
+
+    Args:
+      fn: of the backbone's variables and images.
+      views: batch -> images f32[B, H, W, C]; by default they are normalised.
+    """
+    views = views or self.normalize
+    everywhere = sharding.replicated(self.mesh)
+
+    @jax.jit
+    def call(variables, batch):
+      outputs = fn(variables, views(batch))
+      return jax.lax.with_sharding_constraint(outputs, everywhere)
+
+    variables = jax.device_put(self.variables, everywhere)
+    return lambda batch: call(variables, batch)
+
+  def features(
+    self, read: Callable[[Features], Any], views: Callable | None = None
+  ) -> Callable:
+    """batch -> read(Features of its images); see `apply`."""
+    forward = weights_lib.forward(self.backbone)
+    return self.apply(lambda v, x: read(forward(v, x)), views)
+
+  def picture(self, name: str) -> str:
+    """The path of a picture, its folder made."""
+    folder = os.path.join(self.directory, 'pictures')
+    os.makedirs(folder, exist_ok=True)
+    return os.path.join(folder, f'{name}.png')
+
+  def result(self, figures: dict) -> Result:
+    return Result(self.directory, self.config, self.network, figures)
+
+
+def prepare(config, directory: str = '', out=sys.stdout) -> Setup:
+  """Opens the network and the images, and checks that they fit.
+
+  Args:
+    config: as in configs/eval/.
+    directory: for figures; '' takes the checkpoint's own.
+    out: where to say that images are enlarged.
+
+  Raises:
+    UserError: the network or the images cannot be used.
+  """
+  path = config.checkpoint
+  if path and not os.path.exists(path):
+    raise UserError(f'--config.checkpoint={path}: there is no such file')
+  if not path:
+    raise UserError(
+      'no --config.checkpoint: give a run directory, a .safetensors file or '
+      'a .pth'
+    )
+  directory = directory or (path if os.path.isdir(path) else '')
+  if not directory:
+    raise UserError(f'{path} is a file: say where figures go, --workdir=DIR')
+  weights, network = weights_lib.pick(path, config.which)
+  config = config.copy_and_resolve_references()
+  if not config.size:
+    model = weights.about['model']
+    config.size = run_config(path).get('eval', {}).get('size') or model.get(
+      'image_size', 224
+    )
+  fill_data(config.data, path, weights, config.size)
+  train, test = data.open_pair(
+    config.data.to_dict() | {'channels': weights.about['channels']}
+  )
+  train = data.subsample(
+    train, config.data.label_fraction, config.data.labels_per_class, config.seed
+  )
+  note = data.enlarged(data.center_cropped(test or train, config.size))
+  if note:
+    print(note, file=out)
+  mesh = sharding.mesh()
+  return Setup(config, weights, network, mesh, train, test, directory)
+
+
+def fill_data(section, path: str, weights, size: int) -> None:
+  """Takes what `data` leaves open from the network's own run.
+
+  Args:
+    section: `data` of a config, changed in place.
+    path: of the network, or ''.
+    weights: the network, or None.
+    size: pixels of the images it will see. An open canvas is large enough for
+      that: no side of it under twice the shorter side of center crops.
+
+  Raises:
+    UserError: something stays open.
+  """
+  recorded = run_config(path).get('data', {})
+  defaults = {'canvas': 512, 'data_dir': ''}
+  if weights is None or weights.about['channels'] == 3:
+    defaults |= IMAGENET
+  canvas_is_open = section.canvas == OPEN['canvas']
+  for field, value in OPEN.items():
+    if section[field] == value:
+      known = recorded.get(field, defaults.get(field, value))
+      section[field] = tuple(known) if isinstance(known, list) else known
+  least = 2 * round(data.MARGIN * size)
+  # 0 fits the canvas to the images, up to 512.
+  if canvas_is_open and np.min(section.canvas or 512) < least:
+    section.canvas = least
+  for field in ('source', 'mean', 'std'):
+    if not section[field]:
+      raise UserError(
+        f'{path or "the config"} does not say which images: set '
+        f'--config.data.{field}'
+      )
+
+
+def require_test(setup: Setup) -> None:
+  """Raises UserError unless there are labels and a test split."""
+  source = setup.config.data.source
+  if not setup.train.classes:
+    raise UserError(
+      f'{source} has no labels: put its images into one folder per class, or '
+      'name a labelled set with --config.data.source'
+    )
+  if setup.test is None:
+    raise UserError(
+      f'{source} has no test split: name it with --config.data.test_split, or '
+      "take 'held_out', a tenth of train"
+    )
+
+
+def run_config(path: str) -> dict:
+  """The config.json of a run directory; {} where there is none."""
+  try:
+    with open(os.path.join(path, 'config.json'), encoding='utf-8') as f:
+      return json.load(f)
+  except (OSError, ValueError):
+    return {}
