@@ -154,6 +154,63 @@ def test_a_loss_that_starts_above_chance_and_falls_is_no_divergence():
   assert 'diverging' in verdict(loss=lambda t: CHANCE * (0.5 + t))
 
 
+@pytest.mark.parametrize(
+  'loss',
+  [
+    lambda t: 0.001 + 0.02 * math.sin(97 * t),  # about zero
+    lambda t: -3.0 + 0.1 * math.sin(97 * t),
+    lambda t: -1.0 - 2.0 * t,
+    lambda t: 1e-3 * math.exp(-9 * t) + 1e-6 * math.sin(97 * t),
+    lambda t: 0.0,
+    lambda t: 2.0 - t if t < 0.5 else 1.5 + 0.004 * t,  # hardly rises
+  ],
+)
+def test_losses_about_zero_or_below_do_not_diverge(loss):
+  for reports in (12, 30, 100):
+    lines = history(reports=reports, loss=loss)
+    for count in range(2, len(lines) + 1):
+      assert 'diverging' not in names(health.verdict(lines[:count], None))
+
+
+@pytest.mark.parametrize(
+  'loss',
+  [
+    lambda t: 2 - 2 * t if t < 0.5 else 1 + 8 * (t - 0.5),
+    lambda t: -3 + 2 * t,
+    lambda t: -1 - 2 * t if t < 0.6 else -2.2 + 20 * (t - 0.6),
+    lambda t: 0.01 * math.exp(6 * t),
+  ],
+)
+def test_losses_that_lose_what_they_had_gained_diverge(loss):
+  assert 'diverging' in names(health.verdict(history(loss=loss), None))
+
+
+def test_noise_is_no_divergence():
+  rng = np.random.default_rng(0)
+  lines = history(reports=400, loss=lambda t: rng.normal() / 10)
+  for count in range(2, len(lines) + 1):
+    assert 'diverging' not in names(health.verdict(lines[:count], None))
+
+
+def test_no_gradient_is_stuck():
+  assert verdict(grad_norm=0.0) == ['stuck']
+  assert verdict(grad_norm=1e-6) == ['healthy']
+
+
+def test_features_worse_than_a_baseline_are_not_healthy_alone():
+  lines = history()
+  lines[0] |= {'knn/random_init': 70.4, 'linear/random_init': 60.0}
+  lines[-1] |= {'knn/teacher': 75.0, 'knn/student': 60.0}
+  said = health.verdict(lines, CHANCE)
+  assert names(said) == ['worse than pixels', 'healthy']
+  assert 'k-NN 75.0 % against 81.0 %' in said[0]
+  lines[-1] |= {'knn/teacher': 69.0, 'linear/teacher': 61.0}
+  said = health.verdict(lines, CHANCE)
+  assert names(said) == ['worse than untrained', 'worse than pixels', 'healthy']
+  lines[-1] |= {'knn/teacher': 82.0}
+  assert names(health.verdict(lines, CHANCE)) == ['healthy']
+
+
 def test_one_lost_step_is_forgotten():
   lines = history(reports=40)
   lines[10] |= {'train/skipped': 1.0, 'train/loss': None}

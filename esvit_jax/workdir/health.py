@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from esvit_jax.workdir.metrics import SCORES, last
+
 RECENT = 5  # reports that a verdict looks at, by their median
 
 # Below these something is wrong: at once, if it was thrice as good before,
@@ -70,21 +72,25 @@ def verdict(history: list[dict], chance: float | None) -> list[str]:
   Returns:
     Lines such as 'diverging: what is seen; what to try'. What stands before
     the colon names the finding and stays the same from report to report:
-    'not finite', 'diverging', 'collapsing to one point', 'collapsing to
-    uniform', 'dead regions', 'stuck at chance', else one of 'healthy' and
-    'too early to say'. Empty where nothing was reported.
+    'not finite', 'stuck', 'diverging', 'collapsing to one point', 'collapsing
+    to uniform', 'dead regions', 'stuck at chance', 'worse than untrained' and
+    'worse than pixels', else or besides the last two one of 'healthy' and 'too
+    early to say'. Empty where nothing was reported.
   """
   reports = [line for line in history if 'train/loss' in line]
   if not reports:
     return []
   settled = _past_warmup(reports)
-  found = _not_finite(reports)
+  lines = _not_finite(reports)
   if len(reports) >= RECENT:
-    found += _diverging(reports, chance)
-    found += _collapsing(reports, chance, settled)
-    found += _dead_regions(reports, settled)
-    found += _stuck(reports, chance) if settled and not found else []
-  return found or [_well(reports, chance, settled)]
+    lines += _stuck(reports)
+    lines += _diverging(reports, chance)
+    lines += _collapsing(reports, chance, settled)
+    lines += _dead_regions(reports, settled)
+    lines += _at_chance(reports, chance) if settled and not lines else []
+  return _below_baselines(history) + (
+    lines or [_well(reports, chance, settled)]
+  )
 
 
 def _not_finite(reports) -> list[str]:
@@ -100,20 +106,49 @@ def _not_finite(reports) -> list[str]:
   ]
 
 
+def _stuck(reports) -> list[str]:
+  norm = _signal(reports, 'grad_norm')
+  if not norm or norm.now > 0:
+    return []
+  return [
+    'stuck: the norm of the gradient is 0, so nothing is learned; check '
+    'optim.frozen, and that the loss can tell the images apart'
+  ]
+
+
 def _diverging(reports, chance) -> list[str]:
   losses = _values(reports, 'loss')
   if len(losses) < 2 * RECENT:
     return []
-  now, before = losses[-RECENT:], losses[-2 * RECENT : -RECENT]
-  now, before = np.median(now), np.median(before)
-  limit = 2 * before if chance is None else 1.1 * chance
-  if now < limit or now < before:
+  first, recent = losses[:RECENT], losses[-RECENT:]
+  past = losses[-2 * RECENT : -RECENT]
+  now, before = np.median(recent), np.median(past)
+  if chance is not None:
+    diverges = now >= max(1.1 * chance, before)
+  else:
+    # A loss may be negative or near zero: compare its rise with how far it
+    # had fallen, and with its noise.
+    earlier = losses[-10 * RECENT : -RECENT]
+    noise = np.median(np.abs(np.diff(earlier)))
+    start, best = np.median(first), _lowest(losses)
+    diverges = (
+      now - before > max(4 * noise, 0.05 * (max(start, before) - best))
+      and now > best + 0.5 * (start - best)
+      and now - before > 1e-3 * max(abs(start), abs(best))
+    )
+  if not diverges:
     return []
   above = '' if chance is None else f', above chance ({chance:.3g})'
   return [
     f'diverging: the loss has grown from {before:.3g} to {now:.3g}{above}; '
     'lower optim.lr, or raise optim.warmup_epochs'
   ]
+
+
+def _lowest(losses) -> float:
+  """The least median of RECENT reports in a row."""
+  windows = np.lib.stride_tricks.sliding_window_view(losses, RECENT)
+  return float(np.median(windows, 1).min())
 
 
 def _collapsing(reports, chance, settled) -> list[str]:
@@ -162,7 +197,7 @@ def _dead_regions(reports, settled) -> list[str]:
   ]
 
 
-def _stuck(reports, chance) -> list[str]:
+def _at_chance(reports, chance) -> list[str]:
   loss = _signal(reports, 'loss')
   if chance is None or not loss or loss.now < 0.98 * chance:
     return []
@@ -171,6 +206,29 @@ def _stuck(reports, chance) -> list[str]:
     f'stuck at chance: the loss is {loss.now:.3g}, knowing nothing gives '
     f'{chance:.3g}; raise batch_size or optim.lr'
     + (targets if _signal(reports, 'teacher_entropy') else '')
+  ]
+
+
+def _below_baselines(history) -> list[str]:
+  """Scores below those of the untrained network, or of raw pixels."""
+  worse = {'random_init': [], 'raw_pixels': []}
+  for kind, title in SCORES.items():
+    scores = [last(history, f'{kind}/{x}') for x in ('teacher', 'student')]
+    scores = [x for x in scores if x is not None]
+    for baseline, below in worse.items():
+      score = last(history, f'{kind}/{baseline}')
+      if scores and score is not None and max(scores) < score:
+        below.append(f'{title} {max(scores):.1f} % against {score:.1f} %')
+  advice = {
+    'random_init': 'worse than untrained: the untrained network has better '
+    'features ({}); raise steps or optim.lr, or choose gentler views',
+    'raw_pixels': 'worse than pixels: raw pixels are better features ({}); '
+    'raise steps, or judge on images whose position and background vary',
+  }
+  return [
+    advice[name].format('; '.join(below))
+    for name, below in worse.items()
+    if below
   ]
 
 
