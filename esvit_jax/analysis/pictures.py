@@ -23,7 +23,7 @@ from esvit_jax.evals.neighbours import nearest_others
 
 IMAGES = 8
 MAPPED = 1000  # images on the map; t-SNE takes seconds
-ASKED, NEAREST = 6, 7  # images whose neighbours are shown, and how many
+ASKED, NEAREST = 5, 5  # images whose neighbours are shown, and how many
 SHARE = 0.01  # of a run's time that pictures may take
 FIRST_GUESS = 10.0  # seconds to draw them
 

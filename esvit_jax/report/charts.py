@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 360, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 24  # margins
+LEFT, RIGHT, TOP, BOTTOM = 46, 16, 10, 24  # margins
 COLORS = 8
 SIZE = {'width': WIDTH, 'height': HEIGHT, 'left': LEFT, 'right': WIDTH - RIGHT}
 SIZE |= {'top': TOP, 'bottom': HEIGHT - BOTTOM}
@@ -298,7 +298,7 @@ def _line(series: Series, size: int, xs: Scale, ys: Scale) -> Line:
     _path(points, xs, ys),
     _path(middle, xs, ys),
     _path(dots, xs, ys),
-    2 + 3.5 * size,
+    3 + 2.5 * size,
     ' '.join(f'{x:.12g} {y:.5g}' for x, y in points if y is not None),
   )
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from esvit_jax.report.records import Record
 
+MAIN = 'python -m main'
+
 
 class Command(NamedTuple):
   """A command and what it does."""
@@ -16,30 +18,13 @@ class Command(NamedTuple):
 
 def of_run(run: Record) -> list[Command]:
   """The command that made the run, then evaluations, export and the page."""
-  directory = shlex.quote(os.path.normpath(run.directory))
-  main = 'python -m main'
-  checkpoint = f'--config.checkpoint={directory}'
-  recipe = 'embedded' if run.config.get('data.source') == 'embedded' else 'impr'
-  commands = [
+  commands = [*_evaluations(run)]
+  if run.config.get('method') != 'finetune':
+    commands.append(_finetune(run))
+  commands += [
+    _export(run),
     Command(
-      'Evaluate: k nearest neighbours',
-      f'{main} --config=configs/eval/knn.py {checkpoint}',
-    ),
-    Command(
-      'Evaluate: linear probe',
-      f'{main} --config=configs/eval/probe.py {checkpoint}',
-    ),
-    Command(
-      'Fine-tune',
-      f'{main} --config=configs/eval/finetune.py:{recipe} {checkpoint} '
-      f'--workdir={directory}_finetuned',
-    ),
-    Command(
-      'Export in the published layout',
-      f'python -m esvit_jax.convert {directory} {directory}.safetensors',
-    ),
-    Command(
-      'Build this page again', f'{main} --mode=report --workdir={directory}'
+      'Build this page again', f'{MAIN} --mode=report --workdir={_place(run)}'
     ),
   ]
   if command := made_by(run):
@@ -48,9 +33,76 @@ def of_run(run: Record) -> list[Command]:
   return commands
 
 
+def next_step(run: Record) -> Command:
+  """The one to try first after the last step."""
+  if run.config.get('method') == 'finetune':
+    return _export(run)
+  if not labelled(run):
+    return _evaluations(run)[0]
+  on_cpu = str(run.origin.get('devices', '')).lower().endswith('cpu')
+  if _embedded(run) and not on_cpu:
+    return Command(
+      'Train on your own images',
+      f'{MAIN} --config=configs/imagenette.py '
+      '--config.data.source=folder:YOUR_IMAGES --workdir=runs/mine',
+    )
+  return _finetune(run)
+
+
+def labelled(run: Record) -> bool:
+  """Whether its images have labels, as far as the run tells."""
+  return _embedded(run) or bool(run.scores())
+
+
 def made_by(run: Record) -> str:
   """The command that started the run; empty where it is not known."""
   command = run.origin.get('command') or ''
   if isinstance(command, (list, tuple)):
     return shlex.join(map(str, command))
   return str(command)
+
+
+def _evaluations(run: Record) -> list[Command]:
+  titles = {
+    'embedding': 'Look at the features: neighbours and a map of images',
+    'correspondence': 'Evaluate: correspondence of regions',
+  }
+  if labelled(run):
+    titles = {
+      'knn': 'Evaluate: k nearest neighbours',
+      'probe': 'Evaluate: linear probe',
+    }
+  checkpoint = f'--config.checkpoint={_place(run)}'
+  return [
+    Command(title, f'{MAIN} --config=configs/eval/{name}.py {checkpoint}')
+    for name, title in titles.items()
+  ]
+
+
+def _finetune(run: Record) -> Command:
+  """By the published recipe of the method; unlabelled runs need a set."""
+  recipe = 'deit' if run.config.get('method') == 'sit' else 'impr'
+  place = _place(run)
+  data = '' if labelled(run) else '--config.data.source=folder:LABELLED '
+  return Command(
+    'Fine-tune',
+    f'{MAIN} --config=configs/eval/finetune.py:'
+    f'{"embedded" if _embedded(run) else recipe} '
+    f'--config.checkpoint={place} {data}--workdir={place}_finetuned',
+  )
+
+
+def _export(run: Record) -> Command:
+  place = _place(run)
+  return Command(
+    'Export in the published layout',
+    f'python -m esvit_jax.convert {place} {place}.safetensors',
+  )
+
+
+def _embedded(run: Record) -> bool:
+  return run.config.get('data.source') == 'embedded'
+
+
+def _place(run: Record) -> str:
+  return shlex.quote(os.path.normpath(run.directory))

@@ -26,6 +26,11 @@ CAPTIONS = {
     'Matched regions',
     'The regions of two views of one image whose features are most similar.',
   ),
+  'copies': (
+    'Matches in a mirrored copy',
+    'The regions of an image and of its mirrored, recoloured copy whose '
+    'features are most similar.',
+  ),
   'attention': (
     'Attention',
     'Where the heads of the last block attend, from the widest map to the '
@@ -57,6 +62,8 @@ CAPTIONS = {
   ),
 }
 
+WIDE = 2  # pictures of more than this times their height
+
 
 class Picture(NamedTuple):
   """A picture as a data URL; `url` is empty where the file is not whole."""
@@ -67,6 +74,11 @@ class Picture(NamedTuple):
   url: str = ''
   width: int = 0
   height: int = 0
+
+  @property
+  def wide(self) -> bool:
+    """Whether it gets a row of its own."""
+    return self.width > WIDE * self.height
 
 
 def of_run(run: Record) -> list[Picture]:

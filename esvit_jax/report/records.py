@@ -91,6 +91,8 @@ class Record(NamedTuple):
   @property
   def network(self) -> str:
     """Which of teacher and student is judged and handed on."""
+    if self.origin.get('network') in NETWORKS:
+      return self.origin['network']
     judged = {network for _, network in self.scores()}
     alone = 'student' in judged and 'teacher' not in judged
     return 'student' if alone else 'teacher'

@@ -78,7 +78,7 @@ def views_png(
   views: Mapping[str, np.ndarray],
   mean: Sequence[float],
   std: Sequence[float],
-  rows: int = 6,
+  rows: int = 4,
 ) -> None:
   """Draws all views of some images, in their own proportions.
 

@@ -58,6 +58,17 @@ for (const pre of document.querySelectorAll('.command pre')) {
   });
   pre.before(button);
 }
+// A picture in full size.
+const dialog = document.createElement('dialog');
+dialog.addEventListener('click', () => dialog.close());
+document.body.append(dialog);
+for (const picture of document.querySelectorAll('.picture img')) {
+  picture.addEventListener('click', () => {
+    dialog.replaceChildren(picture.cloneNode());
+    dialog.style.setProperty('--width', `${picture.width}px`);
+    dialog.showModal();
+  });
+}
 addEventListener('beforeprint', () => {
   for (const x of document.querySelectorAll('details')) x.open = true;
 });
