@@ -222,7 +222,14 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
     )
   else:
     verdict = health.verdict(metrics.history, job.method.chance)
-    summary.conclude(directory, metrics, verdict, paths, progress.say)
+    summary.conclude(
+      directory,
+      metrics,
+      verdict,
+      paths,
+      report.next_step(directory) if out is not None else '',
+      progress.say,
+    )
   return state
 
 

@@ -50,6 +50,16 @@ def test_commands_of_a_report_work(tmp_path, monkeypatch, kind):
     more.append(f'--config.checkpoint={before}')
   assert run(monkeypatch, train.format(TRAINED[kind], path), *more) == 0
   for command in commands.of_run(records.read(str(path))):
-    import time; t=time.time()
-    rc = run(monkeypatch, command.text,  *(['--config.steps=2','--config.optim.warmup_epochs=0'] if 'Fine' in command.title else []))
-    print('====', rc, time.time()-t, command.text)
+    import time
+
+    t = time.time()
+    rc = run(
+      monkeypatch,
+      command.text,
+      *(
+        ['--config.steps=2', '--config.optim.warmup_epochs=0']
+        if 'Fine' in command.title
+        else []
+      ),
+    )
+    print('====', rc, time.time() - t, command.text)

@@ -703,3 +703,38 @@ def test_colours_can_be_read_in_both_themes(theme):
       contrast = (pair[1] + 0.05) / (pair[0] + 0.05)
       least = 3 if re.fullmatch(r's\d', name) else 4.5
       assert contrast >= least, f'{name} on {ground}: {contrast:.2f}'
+
+
+# Commands
+
+
+@pytest.mark.parametrize(
+  'settings, devices, says',
+  [
+    ({}, '1 cpu', 'finetune.py:embedded'),
+    ({}, '8 NVIDIA H100', 'imagenette.py'),
+    ({'data': {'source': 'folder:x'}}, '8 NVIDIA H100', 'finetune.py:impr'),
+    (
+      {'method': 'sit', 'data': {'source': 'folder:x'}},
+      '1 cpu',
+      'finetune.py:deit',
+    ),
+    ({'method': 'finetune'}, '1 cpu', 'esvit_jax.convert'),
+  ],
+)
+def test_the_next_step_fits_the_run(tmp_path, settings, devices, says):
+  origin = ORIGIN | {'devices': devices}
+  path = write(tmp_path, config(**settings), lines(), origin)
+  assert says in report.next_step(path)
+
+
+def test_runs_without_labels_are_told_what_needs_none(tmp_path):
+  unlabelled = [
+    {k: v for k, v in line.items() if k.partition('/')[0] in ('step', 'train')}
+    for line in lines()
+  ]
+  settings = config(data={'source': 'folder:x'})
+  path = write(tmp_path, settings, unlabelled, ORIGIN)
+  texts = [x.text for x in commands.of_run(records.read(path))]
+  assert not any('knn.py' in x or 'probe.py' in x for x in texts)
+  assert 'configs/eval/embedding.py' in report.next_step(path)

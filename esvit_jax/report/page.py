@@ -82,6 +82,12 @@ def stages(directories: Sequence[str], out: str) -> str:
   return _write(out, 'run.html', name, runs=parts)
 
 
+def next_step(directory: str) -> str:
+  """What to try after the last step of a run: words, and a command below."""
+  title, command = commands.next_step(records.read(directory))
+  return f'{title[0].lower()}{title[1:]}:\n             {command}'
+
+
 def _write(out: str, template: str, title: str, **content) -> str:
   """Fills a template; readers see the old file or the new one."""
   page = _environment().get_template(template)

@@ -52,6 +52,7 @@ def conclude(
   metrics,
   verdict: list[str],
   pictures: list[str],
+  advice: str,
   say: Say,
 ) -> None:
   """The table of scores, the verdict, where things lie, what to do next."""
@@ -72,12 +73,7 @@ def conclude(
   for picture in pictures:
     kind = 'report ' if picture.endswith('.html') else 'picture'
     say(f'{kind}      {picture}')
-  if not any(kind == 'accuracy' for kind in kinds):
-    say(
-      'next         open the report; then train on your own images:\n'
-      '             python -m main --config=configs/imagenette.py '
-      '--config.data.source=folder:YOUR_IMAGES --workdir=runs/mine'
-    )
+  say(f'next         open the report; then {advice}')
 
 
 def count(tree) -> int:
