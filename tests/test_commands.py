@@ -1,5 +1,6 @@
 """Every command that a report prints works, for each kind of run."""
 
+import re
 import shlex
 import sys
 
@@ -17,6 +18,17 @@ TRAINED = {
   'moco': 'quickstart.py:moco,debug',
   'sit': 'quickstart.py:sit,debug',
   'finetuned': 'eval/finetune.py:embedded,debug',
+}
+# For time alone: the commands are as printed.
+FEW_IMAGES = '--config.data.labels_per_class=8'
+SHORTER = {
+  'knn.py': [FEW_IMAGES],
+  'probe.py': [FEW_IMAGES],
+  'finetune.py': [
+    '--config.eval.pictures=False',
+    '--config.steps=2',
+    '--config.optim.warmup_epochs=0',
+  ],
 }
 
 
@@ -39,7 +51,13 @@ def run(monkeypatch, command: str, *more: str) -> int:
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
-@pytest.mark.parametrize('kind', TRAINED)
+@pytest.mark.parametrize(
+  'kind',
+  [
+    kind if kind == 'swin' else pytest.param(kind, marks=pytest.mark.slow)
+    for kind in TRAINED
+  ],
+)
 def test_commands_of_a_report_work(tmp_path, monkeypatch, kind):
   path = tmp_path / kind
   train = 'python -m main --config=configs/{} --workdir={}'
@@ -49,17 +67,14 @@ def test_commands_of_a_report_work(tmp_path, monkeypatch, kind):
     assert run(monkeypatch, train.format(TRAINED['swin'], before), *more) == 0
     more.append(f'--config.checkpoint={before}')
   assert run(monkeypatch, train.format(TRAINED[kind], path), *more) == 0
-  for command in commands.of_run(records.read(str(path))):
-    import time
-
-    t = time.time()
-    rc = run(
-      monkeypatch,
-      command.text,
-      *(
-        ['--config.steps=2', '--config.optim.warmup_epochs=0']
-        if 'Fine' in command.title
-        else []
-      ),
-    )
-    print('====', rc, time.time() - t, command.text)
+  printed = commands.of_run(records.read(str(path)))
+  assert len(printed) == (5 if kind == 'finetuned' else 6)
+  for command in printed:
+    config = re.search(r'eval/(\w+\.py)', command.text)
+    shorter = SHORTER.get(config[1], []) if config else []
+    if command.title == 'Run it again':
+      shorter = []
+    assert run(monkeypatch, command.text, *shorter) == 0, command
+  assert (tmp_path / f'{kind}.safetensors').exists()
+  assert (path / 'eval/knn.json').exists()
+  assert (path / 'report.html').exists()

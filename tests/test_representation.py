@@ -164,6 +164,9 @@ def test_layers_are_flat_and_without_class_tokens():
   features = models.layers.Features(None, grid, (grid, grid[..., :1]), ())
   found = representation.layers(features, sown)
   assert list(found) == ['block2', 'block10', 'output']
+  # Their names are in this order too where only shapes are known.
+  shapes = jax.eval_shape(lambda: (features, sown))
+  assert representation.layer_names(*shapes) == list(found)
   np.testing.assert_array_equal(
     found['block2'], normed[:, 0, 1:].reshape(2, 12) + 2
   )

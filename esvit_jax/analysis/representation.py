@@ -36,6 +36,17 @@ class Similarity(NamedTuple):
   hsic: np.ndarray
 
 
+def layer_names(features, intermediates: Mapping) -> list[str]:
+  """Names of what `layers` gives, in its order; of arrays or their shapes.
+
+  Dictionaries that leave jit or eval_shape have their keys sorted by letter,
+  so there `layers` itself does not tell the order.
+  """
+  blocks = [x for x in intermediates if 'normed' in intermediates[x]]
+  stages = [f'stage{i}' for i in range(len(features.stages))]
+  return [*(sorted(blocks, key=block_numbers) or stages), OUTPUT]
+
+
 def layers(features, intermediates: Mapping) -> dict[str, jax.Array]:
   """The layers that are compared, all regions of an image side by side.
 
@@ -53,15 +64,14 @@ def layers(features, intermediates: Mapping) -> dict[str, jax.Array]:
   """
   grid = features.grid
   count = grid.shape[-3] * grid.shape[-2]
-  names = [x for x in intermediates if 'normed' in intermediates[x]]
-  if names:
-    names.sort(key=block_numbers)
-    found = {x: intermediates[x]['normed'][0] for x in names}
-    found = {x: y[:, 0, y.shape[2] - count :] for x, y in found.items()}
+  *names, output = layer_names(features, intermediates)
+  if names[0] in intermediates:
+    arrays = [intermediates[name]['normed'][0] for name in names]
+    arrays = [x[:, 0, x.shape[2] - count :] for x in arrays]
   else:
-    found = {f'stage{i}': x for i, x in enumerate(features.stages)}
-  found[OUTPUT] = grid
-  return {name: x.reshape(len(x), -1) for name, x in found.items()}
+    arrays = features.stages
+  named = dict(zip((*names, output), (*arrays, grid)))
+  return {name: x.reshape(len(x), -1) for name, x in named.items()}
 
 
 def grams(layers: Mapping[str, jax.Array]) -> jax.Array:

@@ -97,4 +97,4 @@ def _layer_names(setup: Setup) -> tuple[str, ...]:
   images = jax.ShapeDtypeStruct((4, size, size, channels), 'float32')
   inspect = weights_lib.inspect(setup.backbone)
   sown = jax.eval_shape(inspect, setup.variables, images)
-  return tuple(jax.eval_shape(representation.layers, *sown))
+  return tuple(representation.layer_names(*sown))
