@@ -63,8 +63,8 @@ def test_commands_of_a_report_work(tmp_path, monkeypatch, kind):
   train = 'python -m main --config=configs/{} --workdir={}'
   more = ['--config.eval.pictures=False']
   if kind == 'finetuned':
-    before = tmp_path / 'swin'
-    assert run(monkeypatch, train.format(TRAINED['swin'], before), *more) == 0
+    before = tmp_path / 'mae'
+    assert run(monkeypatch, train.format(TRAINED['mae'], before), *more) == 0
     more.append(f'--config.checkpoint={before}')
   assert run(monkeypatch, train.format(TRAINED[kind], path), *more) == 0
   printed = commands.of_run(records.read(str(path)))

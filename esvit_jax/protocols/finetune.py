@@ -2,7 +2,7 @@
 
 import os
 
-from esvit_jax import train
+from esvit_jax import models, train
 from esvit_jax.errors import UserError
 from esvit_jax.protocols.setup import Result, fill_data
 from esvit_jax.weights import networks as weights_lib
@@ -45,6 +45,10 @@ def resolved(config):
       config.model.update(
         {k: v for k, v in model.items() if k not in config.model}
       )
+      # Not all backbones have all that a recipe sets: ResNet no init_scale.
+      backbone, _ = models.BACKBONES[config.model.name]
+      for name in set(config.model) - set(backbone.__dataclass_fields__):
+        del config.model[name]
     config.data.channels = weights.about['channels']
     if not config.scratch:
       config.init.checkpoint, config.init.part = path, 'backbone'
