@@ -1,6 +1,6 @@
 """Fields of every run and evaluation; recipes add those of their method."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def base() -> ConfigDict:
@@ -79,15 +79,22 @@ def base() -> ConfigDict:
 
 
 def view(
-  size: int,
+  size: int | tuple[int, int],
   count: int,
   scale: tuple[float, float],
   blur: tuple[float, ...] = (0.5,),
   solarize: tuple[float, ...] = (0.0,),
 ) -> ConfigDict:
-  """A group of `count` views of `size` px, with DINO's distortions."""
+  """A group of `count` views, with DINO's distortions.
+
+  Args:
+    size: pixels, one number or height and width.
+    count: views.
+    scale: least and largest share of the image's area.
+    blur, solarize: probability, for all views or one for each.
+  """
   v = ConfigDict()
-  v.size = size
+  v.size = either(size)
   v.count = count
   v.scale = scale  # share of the image's area
   v.ratio = (3 / 4, 4 / 3)
@@ -102,6 +109,11 @@ def view(
   v.blur_sigma = (0.1, 2.0)  # pixels
   v.solarize = solarize  # likewise
   return v
+
+
+def either(value) -> FieldReference:
+  """A field that takes one number or several."""
+  return FieldReference(value, field_type=object)
 
 
 def variant(arg: str | None, table: dict, default: str):

@@ -98,7 +98,7 @@ def debug(c: ConfigDict) -> ConfigDict:
 def crop(size: int) -> ConfigDict:
   """Random crop and flip, nothing else; bilinear or bicubic at random."""
   v = ConfigDict()
-  v.size = size
+  v.size = common.either(size)
   v.count = 1
   v.scale = (0.08, 1.0)
   v.ratio = (3 / 4, 4 / 3)

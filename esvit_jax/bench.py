@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from esvit_jax import evals, protocols, sharding
+from esvit_jax import augment, evals, protocols, sharding
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
 from esvit_jax.run import jobs, limits
@@ -155,9 +155,9 @@ def _tell(figures: dict, directory: str) -> None:
 
 def synthetic_job(config, mesh) -> jobs.Job:
   """A job whose images are noise of the config's canvas."""
-  side = config.data.canvas or config.views.globals.size
+  canvas = config.data.canvas or config.views.globals.size
   source = SimpleNamespace(
-    canvas=(side, side), classes=range(CLASSES), label_shape=()
+    canvas=augment.view_size(canvas), classes=range(CLASSES), label_shape=()
   )
   return jobs.plan(config, mesh, {'train': source, 'test': None}, HORIZON)
 

@@ -45,7 +45,7 @@ def published_sit() -> ConfigDict:
 def _config(momentum: float) -> ConfigDict:
   c = common.base()
   c.batch_size = 4
-  c.views.globals = {'size': 224, 'count': 2}
+  c.views.globals = {'size': common.either(224), 'count': 2}
   c.ema = ConfigDict({'start': momentum, 'end': 1.0})
   c.contrast = ConfigDict({'temp': 0.2, 'hidden': 4096, 'dim': 256})
   return c

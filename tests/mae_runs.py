@@ -54,7 +54,7 @@ def config(**mae) -> ConfigDict:
   c = common.base()
   c.method = 'mae'
   c.batch_size = 2
-  c.views.globals = {'size': 224, 'count': 1}
+  c.views.globals = {'size': common.either(224), 'count': 1}
   c.model = ConfigDict({'name': 'mae_tiny'})
   c.mae = ConfigDict(
     {

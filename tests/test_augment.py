@@ -60,12 +60,13 @@ def gap(planes, image):
   return np.abs(ours - np.asarray(image, np.float32))
 
 
-def pil_crop(image, box, out, flip=False, bilinear=False):
+def pil_crop(image, box, size, flip=False, bilinear=False):
+  h, w = size
   top, left, height, width = (int(v) for v in box)
   method = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
   image = image.crop((left, top, left + width, top + height))
   # Width first by hand: new versions of PIL begin with the height at times.
-  image = image.resize((out, height), method).resize((out, out), method)
+  image = image.resize((w, height), method).resize((w, h), method)
   return ImageOps.mirror(image) if flip else image
 
 
@@ -106,7 +107,7 @@ multi_crop = jax.jit(
 
 
 @pytest.mark.parametrize('kind', ['smooth', 'noisy'])
-@pytest.mark.parametrize('out', [24, 72])
+@pytest.mark.parametrize('out', [(24, 24), (72, 40)])
 def test_crop_is_pil_within_two_grey_levels(kind, out):
   image = picture(kind, 60, 80)
   canvas = planes(np.pad(image, ((0, 4), (0, 16), (0, 0))))
@@ -186,7 +187,8 @@ def test_flip_and_greyscale_may_come_later():
 
 def test_view_is_pils_view():
   """The whole pipeline on its own draws."""
-  groups = augment.view_groups(RECIPE)
+  locals_ = {**RECIPE['locals'], 'size': (16, 24)}  # need not be square
+  groups = augment.view_groups(RECIPE | {'locals': locals_})
   images = np.stack([picture('smooth', 48, 64, seed) for seed in range(4)])
   sizes, keys = (
     np.full((4, 2), (48, 64)),
@@ -195,13 +197,7 @@ def test_view_is_pils_view():
   views = multi_crop(images, sizes, keys, groups, MEAN, STD)
   number = 0
   for group in groups:
-    assert views[group.name].shape == (
-      4,
-      group.count,
-      group.size,
-      group.size,
-      3,
-    )
+    assert views[group.name].shape == (4, group.count, *group.size, 3)
     for v, settings in enumerate(group.views):
       view_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
       drawn = jax.tree.map(np.asarray, draw(view_keys, sizes[0], settings))
@@ -407,6 +403,8 @@ def test_settings_hold_for_all_views_or_each():
     ({'size': 8, 'scale': (0.5, 0.2)}, 'g.scale .* least <= largest'),
     ({'size': 8, 'scale': 0.5}, 'g.scale is 0.5; give two numbers'),
     ({'count': 2}, 'g.size is None'),
+    ({'size': (8, 8, 8)}, r'g.size is \(8, 8, 8\).* or height,width'),
+    ({'size': (8, 0)}, r'g.size is \(8, 0\)'),
     ({'size': 8, 'count': -1}, 'g.count is -1'),
   ],
 )

@@ -2,6 +2,7 @@
 
 import math
 
+import contrast_runs
 import golden_mae_sit
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from esvit_jax import sharding
+from esvit_jax.errors import UserError
 from esvit_jax.losses import collapse, contrastive
 
 
@@ -97,15 +99,31 @@ def test_spread(sign):
 def test_spread_of_a_point_of_the_sphere_and_between():
   rng = np.random.default_rng(0)
   x = rng.standard_normal((2000, 16)).astype(np.float32)
-  assert contrastive.spread(x[:, None]) == pytest.approx(1, abs=0.01)
+  assert collapse.feature_spread(x[:, None]) == pytest.approx(1, abs=0.01)
   point = np.outer(np.arange(1, 9), x[0]).astype(np.float32)
-  assert contrastive.spread(point[:, None]) == pytest.approx(0, abs=1e-3)
+  assert collapse.feature_spread(point[:, None]) == pytest.approx(0, abs=1e-3)
   # Halfway: mean cosine c to the common direction leaves sqrt(1 - c^2).
   cone = np.concatenate([np.eye(4), np.full((4, 1), 1.0)], 1, dtype=np.float32)
   mean = (cone / math.sqrt(2)).mean(0)
-  assert contrastive.spread(cone[:, None]) == pytest.approx(
+  assert collapse.feature_spread(cone[:, None]) == pytest.approx(
     math.sqrt(1 - mean @ mean)
   )
+
+
+@pytest.mark.parametrize('method', ['moco', 'sit'])
+def test_one_image_at_a_time_has_no_negatives(method):
+  """The loss would be 0 and the accuracy 1 whatever is learned."""
+  c = contrast_runs.tiny(method)
+  c.accumulate = c.batch_size
+  with pytest.raises(
+    UserError, match='batch_size=16 or more, or accumulate=4 or less'
+  ):
+    contrast_runs.build(c)
+  c.batch_size, c.accumulate = 1, 1
+  with pytest.raises(UserError, match='use batch_size=2 or more$'):
+    contrast_runs.build(c)
+  c.batch_size, c.accumulate = 16, 8
+  assert contrast_runs.build(c)
 
 
 def test_simclr_as_published():

@@ -12,7 +12,7 @@ import pytest
 
 from configs import common
 from configs import esvit as esvit_recipe
-from esvit_jax import optim
+from esvit_jax import augment, optim
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
 from esvit_jax.losses import prototypes, tiles
@@ -307,12 +307,11 @@ def start(config, images=4):
   # Views that differ little, or matching has nothing to find.
   views = {
     name: 1
-    + golden_weights.normal(name, (images, 1, group.size, group.size, 1))
+    + golden_weights.normal(name, (images, 1, *size, 1))
     + 0.3
-    * golden_weights.normal(
-      f'{name} each', (images, group.count, group.size, group.size, 1)
-    )
+    * golden_weights.normal(f'{name} each', (images, group.count, *size, 1))
     for name, group in config.views.items()
+    for size in [augment.view_size(group.size)]
   }
   state = state_lib.TrainState(
     jnp.int32(0),
@@ -372,7 +371,7 @@ def formula(s, t, extra, temp_s, temp_t):
   [
     ((), (49, 49)),
     # Globals come first, whatever the names of the others.
-    ((('locals', 16, 2), ('extra', 20, 1)), (49, 49, 25, 16, 16)),
+    ((('locals', 16, 2), ('extra', (20, 28), 1)), (49, 49, 35, 16, 16)),
   ],
   ids=['no locals', 'two sizes of locals'],
 )

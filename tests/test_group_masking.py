@@ -87,7 +87,7 @@ def test_published_statistics(name, share, align):
 def test_published_changes(name, fields):
   """Nearly every covered pixel gets another value, and no other pixel."""
   golden, _ = golden_mae_sit.load('gmml_stats')
-  s = gmml.settings(fields | {'replace_prob': 0.0}, 224)
+  s = gmml.settings(fields | {'replace_prob': 0.0}, (224, 224))
   images = jax.random.normal(KEY, (64, 1, 224, 224, 1))
   corrupted, mask = jax.jit(lambda x, key: gmml.corrupt(x, key, s))(images, KEY)
   changed = np.asarray(corrupted != images).any(-1)
@@ -100,7 +100,7 @@ def test_published_changes(name, fields):
 def test_published_pipeline():
   """Half of the images lose 50 % to zeros, half 30 % to another image."""
   golden, _ = golden_mae_sit.load('gmml_stats')
-  s = gmml.settings({}, 224)
+  s = gmml.settings({}, (224, 224))
   images = jnp.ones((IMAGES, 1, 224, 224, 1))
   corrupted, mask = jax.jit(lambda x, key: gmml.corrupt(x, key, s))(images, KEY)
   fraction = np.asarray(mask.mean((1, 2, 3)))
@@ -202,7 +202,7 @@ def test_other_images_lend_the_same_place_of_the_same_view():
   n = 64
   at = jnp.arange(n * 2 * 16 * 16, dtype=jnp.float32)
   images = at.reshape(n, 2, 16, 16, 1)
-  s = gmml.settings({'replace_prob': 1.0, 'replace': 0.4}, 16)
+  s = gmml.settings({'replace_prob': 1.0, 'replace': 0.4}, (16, 16))
   corrupted, mask = gmml.corrupt(images, KEY, s)
   shift = np.asarray(corrupted - images)[..., 0]
   mask = np.asarray(mask)
@@ -223,7 +223,7 @@ def test_fills():
   run = jax.jit(lambda x, key, s: gmml.corrupt(x, key, s), static_argnames='s')
 
   def fill(name):
-    s = gmml.settings({'fill': name, 'replace_prob': 0.0}, 20)
+    s = gmml.settings({'fill': name, 'replace_prob': 0.0}, (20, 20))
     corrupted, mask = jax.device_get(run(images, KEY, s))
     assert (corrupted[~mask] == 5).all() and mask.mean() > 0.5
     return corrupted, mask
@@ -247,7 +247,7 @@ def test_fills():
 
 def test_nothing_asked_for_is_nothing_done():
   images = jax.random.normal(KEY, (2, 2, 20, 20, 3))
-  s = gmml.settings({'share': 0.0, 'replace_prob': 0.0}, 20)
+  s = gmml.settings({'share': 0.0, 'replace_prob': 0.0}, (20, 20))
   corrupted, mask = gmml.corrupt(images, KEY, s)
   assert not mask.any() and np.array_equal(corrupted, images)
 
@@ -255,7 +255,7 @@ def test_nothing_asked_for_is_nothing_done():
 @pytest.mark.parametrize('fill', ['zeros', 'noise-own'])
 def test_eight_devices_are_one(fill):
   images = jax.random.normal(KEY, (16, 2, 20, 20, 1))
-  s = gmml.settings({'fill': fill}, 20)
+  s = gmml.settings({'fill': fill}, (20, 20))
   run = jax.jit(lambda x, key: gmml.corrupt(x, key, s))
   data = sharding.data(sharding.mesh())
   one, eight = run(images, KEY), run(jax.device_put(images, data), KEY)
@@ -276,4 +276,4 @@ def test_eight_devices_are_one(fill):
 )
 def test_settings_that_make_no_sense(fields, words):
   with pytest.raises(UserError, match=words):
-    gmml.settings(fields, 20)
+    gmml.settings(fields, (20, 20))

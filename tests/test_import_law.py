@@ -20,7 +20,10 @@ LAW = {
     'absl ml_collections',
   ),
   '__init__': ('weights', ''),
-  'bench': ('run protocols evals workdir state sharding', 'jax numpy optax'),
+  'bench': (
+    'run protocols evals workdir augment state sharding',
+    'jax numpy optax',
+  ),
   'evaluate': ('protocols report workdir', ''),
   'protocols': (
     'train report analysis evals weights workdir augment models data sharding',

@@ -145,6 +145,25 @@ def test_teacher_has_no_gradient(one):
     assert not np.any(g)
 
 
+def test_norms_are_of_what_is_there_and_what_moves(one):
+  job, step = one
+  state = jobs.create_state(job)
+  before = jax.tree.map(np.array, state.params)
+  after, values = step(state, first_batch(job), job.key)
+
+  def norm(tree):
+    leaves = [np.square(x, dtype=np.float64).sum() for x in tree]
+    return np.sqrt(sum(leaves))
+
+  np.testing.assert_allclose(
+    values['param_norm'], norm(jax.tree.leaves(before)), rtol=1e-5
+  )
+  change = jax.tree.map(lambda a, b: np.array(a) - b, after.params, before)
+  np.testing.assert_allclose(
+    values['update_norm'], norm(jax.tree.leaves(change)), rtol=1e-3
+  )
+
+
 def test_bad_step_moves_nothing(one):
   job, step = one
   state = jobs.create_state(job)

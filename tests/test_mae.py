@@ -479,6 +479,20 @@ def test_features_are_the_mean_patch_of_the_student():
   np.testing.assert_allclose(found.view, mean, atol=1e-6)
 
 
+def test_views_need_not_be_square():
+  c = mae_runs.tiny()
+  c.views.globals.size = (8, 24)
+  built = method.build(c, RUN)
+  whole, _, _ = start(built)
+  images = {'globals': jax.random.normal(KEY, (8, 1, 8, 24, 1))}
+  assert np.isfinite(jax.jit(built.loss)(whole.params, whole, images, KEY)[0])
+  _, columns = built.show(whole, images, KEY)['reconstruction']
+  assert columns.shape == (8, 3, 8, 24, 1)
+  c.views.globals.size = (8, 22)
+  with pytest.raises(UserError, match='8x22 is no multiple of the patch 4'):
+    method.build(c, RUN)
+
+
 def test_pictures_of_a_state():
   c = mae_runs.tiny()
   built = method.build(c, RUN)

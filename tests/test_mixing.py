@@ -19,9 +19,9 @@ def views(seed=0):
   return jnp.asarray(x, jnp.float32)
 
 
-def draws(n=2000, side=SIDE, mixup=0.0, cutmix=0.0, switch=0.5):
+def draws(n=2000, size=(SIDE, SIDE), mixup=0.0, cutmix=0.0, switch=0.5):
   draw = functools.partial(
-    mixing.draw, side=side, mixup=mixup, cutmix=cutmix, switch=switch
+    mixing.draw, size=size, mixup=mixup, cutmix=cutmix, switch=switch
   )
   drawn = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), n))
   return jax.tree.map(np.asarray, drawn)
@@ -58,11 +58,13 @@ def test_shares_follow_beta():
 
 
 def test_cutmix_shares_are_those_of_the_clipped_box():
-  drawn = draws(cutmix=1.0, side=224)
+  height, width = 224, 160
+  drawn = draws(cutmix=1.0, size=(height, width))
   assert np.all(drawn.cut)
   top, bottom, left, right = drawn.box.T
-  assert drawn.box.min() >= 0 and drawn.box.max() <= 224
-  area = (bottom - top) * (right - left) / 224**2
+  assert drawn.box.min() >= 0
+  assert bottom.max() == height and right.max() == width
+  area = (bottom - top) * (right - left) / (height * width)
   np.testing.assert_allclose(drawn.share, 1 - area, atol=1e-6)
   # Half the uniform area before clipping; about a third is clipped away.
   assert 0.28 < area.mean() < 0.42

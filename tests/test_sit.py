@@ -53,7 +53,7 @@ def published():
   golden, entry = golden_mae_sit.load('sit')
   c = contrast_runs.published_sit()
   method = contrast_runs.build(c)
-  network = sit._network(c, c.model, 224)
+  network = sit._network(c, c.model, (224, 224))
   student, teacher = (
     contrast_runs.load(
       method, 'sit', contrast_runs.filled(entry, tables=f'{who}.')
@@ -269,7 +269,7 @@ def test_batch_norm_spans_both_views():
   c = contrast_runs.tiny('sit', drop_path=0.0)
   method = contrast_runs.build(c)
   whole, _ = contrast_runs.start(method)
-  network = sit._network(c, c.model, 16)
+  network = sit._network(c, c.model, (16, 16))
   images = jax.random.normal(KEY, (8, 2, 16, 16, 1))
 
   @jax.jit
@@ -326,13 +326,29 @@ def test_pixels_go_where_a_transposed_convolution_puts_them():
   [({'name': 'vit_tiny'}, 224, 16), ({'name': 'swin_tiny'}, 224, 32)],
 )
 def test_stride_of_regions(model, side, stride):
-  assert projector.stride(models.build(model), side, 3) == stride
+  assert projector.stride(models.build(model), (side, side), 3) == stride
 
 
 def test_regions_that_do_not_tile():
   backbone = models.build({'name': 'resnet50'})
-  with pytest.raises(UserError, match='take 100 px'):
-    projector.stride(backbone, 98, 3)
+  with pytest.raises(UserError, match='take 100x100 px'):
+    projector.stride(backbone, (98, 98), 3)
+
+
+def test_views_need_not_be_square():
+  """But for rotations by 90 degrees."""
+  c = contrast_runs.tiny('sit')
+  c.views.globals.size = (16, 24)
+  method = contrast_runs.build(c)
+  whole, _ = contrast_runs.start(method)
+  views = {'globals': jax.random.normal(KEY, (8, 2, 16, 24, 1))}
+  loss = jax.jit(method.loss)(whole.params, whole, views, KEY)
+  assert np.isfinite(loss.value)
+  _, columns = method.show(whole, views, KEY)['reconstruction']
+  assert columns.shape == (8, 3, 16, 24, 1)
+  c.sit.rotation = True
+  with pytest.raises(UserError, match='16x24 px do not allow'):
+    contrast_runs.build(c)
 
 
 def test_pictures_of_a_state():
@@ -409,7 +425,7 @@ def test_corruption_is_a_stage_to_measure():
   method = contrast_runs.build(c)
   views = contrast_runs.views(contrast_runs.batch())
   corrupted, mask = method.stages['corruption'](None, views, KEY, {})
-  s = gmml.settings({}, 16)
+  s = gmml.settings({}, (16, 16))
   again = gmml.corrupt(views['globals'], jax.random.fold_in(KEY, 3), s)
   np.testing.assert_array_equal(corrupted, again[0])
   assert mask.shape == (8, 2, 16, 16)

@@ -137,25 +137,27 @@ def cut(x: jax.Array) -> jax.Array:
 def crop_resize(
   image: jax.Array,
   box: jax.Array,
-  out: int,
+  out: tuple[int, int],
   *,
   flip: jax.Array | bool = False,
   bilinear: jax.Array | bool = False,
 ) -> jax.Array:
-  """Crops, resizes to a square and mirrors, within 2 grey levels of PIL.
+  """Crops, resizes and mirrors, within 2 grey levels of PIL.
 
   Args:
     image: canvas f32[C, H, W].
     box: i32[4] inside the valid part of the canvas.
-    out: side of the output, pixels.
+    out: height and width of the output, pixels.
     flip: whether to mirror left to right.
     bilinear: whether to interpolate linearly instead of cubically.
 
   Returns:
-    f32[C, out, out].
+    f32[C, *out].
   """
   _, H, W = image.shape
   top, left, height, width = box
-  rows = sampling_matrix(top, height, out, H, bilinear=bilinear)
-  columns = sampling_matrix(left, width, out, W, flip=flip, bilinear=bilinear)
+  rows = sampling_matrix(top, height, out[0], H, bilinear=bilinear)
+  columns = sampling_matrix(
+    left, width, out[1], W, flip=flip, bilinear=bilinear
+  )
   return separable(image, rows, columns)

@@ -46,12 +46,12 @@ class Settings(NamedTuple):
     return tuple(self.fill.split('-'))
 
 
-def settings(config: Mapping, side: int) -> Settings:
+def settings(config: Mapping, size: tuple[int, int]) -> Settings:
   """A checked config.
 
   Args:
     config: some of the fields of Settings.
-    side: of the images, pixels.
+    size: height and width of the images, pixels.
 
   Raises:
     UserError: an unknown field, or a value that makes no sense.
@@ -78,6 +78,7 @@ def settings(config: Mapping, side: int) -> Settings:
       f'gmml.align is {s.align}, gmml.max_block {s.max_block}: use 1 pixel or '
       'more, and a share of up to 1'
     )
+  side = min(size)
   if int(side * s.max_block) <= s.align:
     raise UserError(
       f'gmml.max_block {s.max_block} leaves sides of up to '

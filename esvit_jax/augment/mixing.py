@@ -4,6 +4,7 @@ As in timm's "batch" mode, one draw holds for the whole global batch, and image
 b is mixed with image B - 1 - b.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -27,13 +28,17 @@ class Mix(NamedTuple):
 
 
 def draw(
-  key: jax.Array, side: int, mixup: float, cutmix: float, switch: float
+  key: jax.Array,
+  size: tuple[int, int],
+  mixup: float,
+  cutmix: float,
+  switch: float,
 ) -> Mix:
   """Draws how to mix.
 
   Args:
     key: typed PRNG key, of the whole batch.
-    side: of the (square) views, pixels.
+    size: height and width of the views, pixels.
     mixup: share ~ Beta(mixup, mixup); 0 for no mixup.
     cutmix: likewise.
     switch: probability of CutMix where both are given.
@@ -44,18 +49,19 @@ def draw(
     cut = jax.random.bernoulli(switch_key, switch)
   blend = jax.random.beta(mixup_key, mixup, mixup) if mixup else jnp.ones(())
   kept = jax.random.beta(cutmix_key, cutmix, cutmix) if cutmix else 1.0
-  length = jnp.floor(side * jnp.sqrt(1.0 - kept)).astype(jnp.int32)
-  y, x = jax.random.randint(place_key, (2,), 0, side)
-  half = length // 2
-  box = jnp.stack([y - half, y + half, x - half, x + half])
-  box = jnp.clip(box, 0, side)
-  area = (box[1] - box[0]) * (box[3] - box[2])
+  full = jnp.asarray(size)  # height, width
+  length = jnp.floor(full * jnp.sqrt(1.0 - kept)).astype(jnp.int32)
+  centre = jax.random.randint(place_key, (2,), 0, full)
+  start = jnp.maximum(centre - length // 2, 0)
+  stop = jnp.minimum(centre + length // 2, full)
+  area = jnp.prod(stop - start)
+  box = jnp.stack([start, stop], 1).reshape(4)
   # The share is that of the box as it was clipped.
-  return Mix(jnp.where(cut, 1.0 - area / side**2, blend), cut, box)
+  return Mix(jnp.where(cut, 1.0 - area / math.prod(size), blend), cut, box)
 
 
 def mix_views(views: jax.Array, mix: Mix) -> jax.Array:
-  """Mixes views f32[B, V, s, s, C] with those of the batch turned round."""
+  """Mixes views f32[B, V, h, w, C] with those of the batch turned round."""
   other = views[::-1]
   box = erasing.inside(mix.box, *views.shape[2:4])[None, None, :, :, None]
   blend = mix.share * views + (1.0 - mix.share) * other

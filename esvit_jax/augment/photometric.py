@@ -166,6 +166,6 @@ def blur_matrix(sigma: jax.Array, n: int, max_sigma: float) -> jax.Array:
 
 
 def blur(image: jax.Array, sigma: jax.Array, max_sigma: float) -> jax.Array:
-  """Blurs a square image f32[C, s, s] as PIL's GaussianBlur(sigma) does."""
-  matrix = blur_matrix(sigma, image.shape[-1], max_sigma)
-  return crops.separable(image, matrix, matrix)
+  """Blurs an image f32[C, h, w] as PIL's GaussianBlur(sigma) does."""
+  rows, columns = (blur_matrix(sigma, n, max_sigma) for n in image.shape[1:])
+  return crops.separable(image, rows, columns)

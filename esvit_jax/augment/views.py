@@ -69,10 +69,10 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Views of one output size (pixels, square), stacked on the view axis."""
+  """Views of one size (height and width, pixels), stacked on the view axis."""
 
   name: str
-  size: int
+  size: tuple[int, int]
   views: tuple[View, ...]
 
   @property
@@ -130,9 +130,10 @@ def view_groups(config: Mapping[str, Mapping[str, Any]]) -> tuple[Group, ...]:
   """Turns a config of views into the static description of `multi_crop`.
 
   Args:
-    config: group name -> settings: `size` (pixels), `count` (views, 1 if not
-      given; 0 leaves the group out) and fields of `View`. A value holds for
-      all views of the group, a sequence of `count` values gives one to each.
+    config: group name -> settings: `size` (see `view_size`), `count` (views, 1
+      if not given; 0 leaves the group out) and fields of `View`. A value holds
+      for all views of the group, a sequence of `count` values gives one to
+      each.
 
   Returns:
     One Group per entry, in order.
@@ -153,17 +154,33 @@ def _group(name: str, settings: dict[str, Any]) -> Group:
       close = difflib.get_close_matches(field, known, 1)
       hint = f"did you mean '{close[0]}'?" if close else f'known: {known}'
       raise UserError(f"views.{name}: unknown field '{field}'; {hint}")
-  size, count = settings.get('size'), settings.get('count', 1)
-  for field, value in (('size', size), ('count', count)):
-    if not isinstance(value, int) or value < 1:
-      raise UserError(
-        f'views.{name}.{field} is {value}; give a whole number of at least 1'
-      )
+  count = settings.get('count', 1)
+  if not isinstance(count, int) or count < 1:
+    raise UserError(
+      f'views.{name}.count is {count}; give a whole number of at least 1'
+    )
+  size = view_size(settings.get('size'), f'views.{name}.size')
   columns = (
     _per_view(f'views.{name}.{field}', field, settings.get(field, usual), count)
     for field, usual in View._field_defaults.items()
   )
   return Group(name, size, tuple(View(*row) for row in zip(*columns)))
+
+
+def view_size(value: Any, where: str = 'size') -> tuple[int, int]:
+  """Height and width in pixels, from one number for both or from two.
+
+  Raises:
+    UserError: it is something else; `where` names the field.
+  """
+  numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,) * 2
+  if len(numbers) != 2 or not all(
+    isinstance(n, int) and n >= 1 for n in numbers
+  ):
+    raise UserError(
+      f'{where} is {value}; give a whole number of pixels, or height,width'
+    )
+  return numbers
 
 
 def _per_view(where: str, field: str, value: Any, count: int) -> tuple:
@@ -275,7 +292,7 @@ def apply(
     std: per channel.
 
   Returns:
-    Normalised view f32[s, s, C].
+    Normalised view f32[h, w, C].
   """
   if image.dtype == jnp.uint8:
     image = to_planes(image)
@@ -301,7 +318,7 @@ def apply(
     image = photometric.blur(image, drawn.sigma, largest)
   if group.ever('solarize'):
     image = photometric.solarize(image, drawn.solarize, drawn.threshold)
-  image = image.transpose(1, 2, 0)  # s s C
+  image = image.transpose(1, 2, 0)  # h w C
   return normalize(image, mean, std)
 
 
@@ -340,7 +357,7 @@ def multi_crop(
     std: per channel.
 
   Returns:
-    Group name -> normalised views f32[B, V, s, s, C].
+    Group name -> normalised views f32[B, V, h, w, C].
 
   Raises:
     UserError: if mean or std do not match the channels.
@@ -367,7 +384,7 @@ def multi_crop(
       part = slice(first, first + group.count)
       views[group.name] = jax.vmap(
         lambda d, group=group: apply(planes, d, group, mean, std)
-      )(jax.tree.map(lambda x, part=part: x[part], drawn))  # V s s C
+      )(jax.tree.map(lambda x, part=part: x[part], drawn))  # V h w C
       first += group.count
     return views
 

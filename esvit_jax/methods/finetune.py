@@ -49,7 +49,7 @@ def build(config, run: Run) -> Method:
     return params, params, {'student': stats, 'teacher': stats}
 
   def views(batch, keys):
-    x = shared.crops(config, groups)(batch, keys)['globals']  # B V s s C
+    x = shared.crops(config, groups)(batch, keys)['globals']  # B V h w C
     # Numbers below the count belong to the views.
     V = groups[0].count
     if c.erase:
@@ -76,7 +76,7 @@ def build(config, run: Run) -> Method:
       network,
       params,
       state.extra['student'],
-      x.reshape(-1, *x.shape[2:]),  # B*V s s C
+      x.reshape(-1, *x.shape[2:]),  # B*V h w C
       key=key,
     )
     logits = logits.reshape(*x.shape[:2], classes)  # B V classes

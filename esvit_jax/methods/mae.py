@@ -29,14 +29,14 @@ def build(config, run: Run) -> Method:
   groups = shared.view_groups(
     config.views, 'a masked auto-encoder sees one view', 1
   )
-  c, side, teacher = config.mae, groups[0].size, run.teacher
+  c, (height, width), teacher = config.mae, groups[0].size, run.teacher
   network = _network(config, teacher)
   patch = network.backbone.patch
-  if side % patch:
+  if height % patch or width % patch:
     raise UserError(
-      f'views.globals.size {side} is no multiple of the patch {patch}'
+      f'views.globals.size {height}x{width} is no multiple of the patch {patch}'
     )
-  L = (side // patch) ** 2
+  L = (height // patch) * (width // patch)
   k = visible(L, c.mask_ratio)
 
   def init(key):

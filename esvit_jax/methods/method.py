@@ -148,6 +148,27 @@ def view_groups(
   return globals_ + extra
 
 
+def images_to_contrast(config) -> int:
+  """Images that a contrastive loss sees at once, whose keys are negatives.
+
+  Raises:
+    UserError: it is one, which has no negatives: the loss is always 0.
+  """
+  images = config.batch_size // config.accumulate
+  if images < 2:
+    raise UserError(
+      f'batch_size {config.batch_size} in {config.accumulate} parts '
+      '(accumulate) leaves one image in each, and a contrastive loss tells '
+      f'images apart: use batch_size={2 * config.accumulate} or more'
+      + (
+        f', or accumulate={config.batch_size // 2} or less'
+        if config.batch_size > 1
+        else ''
+      )
+    )
+  return images
+
+
 def blank_views(group: augment.Group, channels: int) -> jax.Array:
   """Views of one black image, f32[1, V, h, w, channels]."""
-  return jnp.zeros((1, group.count, group.size, group.size, channels))
+  return jnp.zeros((1, group.count, *group.size, channels))

@@ -65,7 +65,7 @@ def build(config, run: Run) -> Method:
   groups = shared.view_groups(
     config.views, 'queries of one view look for keys of the other', 2
   )
-  c = config.contrast
+  c, images = config.contrast, shared.images_to_contrast(config)
   student, teacher = _network(config, True), _network(config, False)
   decay = optim.cosine(config.ema.start, config.ema.end, run.horizon.steps)
 
@@ -107,7 +107,7 @@ def build(config, run: Run) -> Method:
       'teacher': lambda state, views, key, done: keys(state, views, key)[0]
     },
     network='student',
-    chance=contrastive.chance(config.batch_size // config.accumulate, c.temp),
+    chance=contrastive.chance(images, c.temp),
   )
 
 

@@ -94,15 +94,21 @@ def build(config, run: Run) -> Method:
   groups = shared.view_groups(
     config.views, 'queries of one view look for keys of the other', 2
   )
-  side, tasks = groups[0].size, config.sit
+  size, tasks = groups[0].size, config.sit
   if tasks.contrast not in CONTRASTS:
     raise UserError(
       f"sit.contrast is '{tasks.contrast}': use {', '.join(CONTRASTS)}"
     )
-  corruption = group_masking.settings(config.gmml, side)
-  student = _network(config, config.model, side)
+  shared.images_to_contrast(config)
+  if tasks.rotation and size[0] != size[1]:
+    raise UserError(
+      f'sit.rotation turns views by 90 degrees, which {size[0]}x{size[1]} px '
+      'do not allow: set views.globals.size to one number'
+    )
+  corruption = group_masking.settings(config.gmml, size)
+  student = _network(config, config.model, size)
   # Published: the teacher has no drop path.
-  teacher = _network(config, {**config.model, 'drop_path': 0.0}, side)
+  teacher = _network(config, {**config.model, 'drop_path': 0.0}, size)
 
   def init(key):
     views = shared.blank_views(groups[0], config.data.channels)
@@ -238,7 +244,7 @@ def rotate(images, turns) -> jax.Array:
   return jax.lax.select_n(chosen, *all_four)
 
 
-def _network(config, model, side: int) -> Network:
+def _network(config, model, size: tuple[int, int]) -> Network:
   c, backbone = config.contrast, models.build(model)
   channels = config.data.channels
   fields = {
@@ -251,7 +257,7 @@ def _network(config, model, side: int) -> Network:
       c.hidden, c.dim, activations=('relu', 'gelu'), use_bias=True, **fields
     ),
     projector.ReconstructionHead(
-      channels, projector.stride(backbone, side, channels), **fields
+      channels, projector.stride(backbone, size, channels), **fields
     ),
     nn.Dense(4, kernel_init=linear_init(fields['init_scale']))
     if config.sit.rotation

@@ -106,28 +106,28 @@ class ReconstructionHead(nn.Module):
     return x + bias[None, None, None, None]
 
 
-def stride(backbone: nn.Module, side: int, channels: int) -> int:
+def stride(backbone: nn.Module, size: tuple[int, int], channels: int) -> int:
   """Pixels from one region of a backbone to the next.
 
   Args:
     backbone: any.
-    side: of the images, pixels.
+    size: height and width of the images, pixels.
     channels: of the images.
 
   Raises:
     UserError: regions do not tile the images.
   """
-  image = jax.ShapeDtypeStruct((1, 1, side, side, channels), jnp.float32)
+  image = jax.ShapeDtypeStruct((1, 1, *size, channels), jnp.float32)
   (features,), _ = jax.eval_shape(
     lambda key, x: backbone.init_with_output(key, (x,)),
     jax.random.key(0),
     image,
   )
-  regions = features.grid.shape[2]
-  if side % regions:
+  (height, width), (h, w) = size, features.grid.shape[2:4]
+  step = math.ceil(height / h)
+  if (step * h, step * w) != (height, width):
     raise UserError(
-      f'images of {side} px give {regions}x{regions} regions, which do not '
-      f'tile them: take {math.ceil(side / regions) * regions} px, or another '
-      'backbone'
+      f'images of {height}x{width} px give {h}x{w} regions, which do not tile '
+      f'them: take {step * h}x{step * w} px, or another backbone'
     )
-  return side // regions
+  return step

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from esvit_jax import data, methods, optim, sharding
+from esvit_jax import augment, data, methods, optim, sharding
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
 from esvit_jax.run import limits
@@ -186,7 +186,10 @@ def _least_memory(job: Job) -> int:
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves((job.state, job.state.params))
   )
-  pixels = sum(g['count'] * g['size'] ** 2 for g in config.views.values())
+  pixels = sum(
+    g['count'] * math.prod(augment.view_size(g['size']))
+    for g in config.views.values()
+  )
   views = 4 * pixels * config.data.channels * config.batch_size
   canvas = math.prod(job.batch['image'].shape)
   return state + (views // config.accumulate + canvas) // share

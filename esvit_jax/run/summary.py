@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from esvit_jax import augment
 from esvit_jax.workdir import terminal
 from esvit_jax.workdir.metrics import NETWORKS, SCORES
 
@@ -27,15 +28,16 @@ def introduce(job, directory: str, resumed: int | None, say: Say) -> None:
   )
   params = count(job.state.params)
   backbone = count(job.state.params.get('backbone', {}))
+  groups = augment.view_groups(config.views)
   views = ', '.join(
-    f'{g.count} {name} of {g.size} px ({_lowered(job, g.size)[1]} regions)'
-    for name, g in config.views.items()
-    if g.count
+    f'{g.count} {g.name} of {_pixels(g.size)} px '
+    f'({_lowered(job, g.size)[1]} regions)'
+    for g in groups
   )
   say(
     f'model  {config.model.name}: {backbone / 1e6:.2f} M parameters, '
     f'{params / 1e6:.2f} M with heads; {flops(job) / 1e9:.3g} GFLOP for one '
-    f'{config.views.globals.size} px view\n       views: {views}'
+    f'{_pixels(groups[0].size)} px view\n       views: {views}'
   )
   steps, per_epoch = job.horizon
   devices = f'{job.mesh.size} {jax.devices()[0].device_kind}'
@@ -83,12 +85,18 @@ def count(tree) -> int:
 
 def flops(job) -> float:
   """Floating-point operations of the backbone on one global view."""
-  return _lowered(job, job.config.views.globals.size)[0]
+  size = augment.view_size(job.config.views.globals.size)
+  return _lowered(job, size)[0]
 
 
-def _lowered(job, size: int) -> tuple[float, int]:
+def _pixels(size: tuple[int, int]) -> str:
+  height, width = size
+  return str(height) if height == width else f'{height}x{width}'
+
+
+def _lowered(job, size: tuple[int, int]) -> tuple[float, int]:
   image = jax.ShapeDtypeStruct(
-    (1, size, size, job.config.data.channels), jnp.float32
+    (1, *size, job.config.data.channels), jnp.float32
   )
   lowered = jax.jit(job.method.features).lower(
     job.state.params, job.state.extra['student'], image
