@@ -120,7 +120,7 @@ def test_one_image_at_a_time_has_no_negatives(method):
   ):
     contrast_runs.build(c)
   c.batch_size, c.accumulate = 1, 1
-  with pytest.raises(UserError, match='use batch_size=2 or more$'):
+  with pytest.raises(UserError, match=r'use batch_size=2 or more$'):
     contrast_runs.build(c)
   c.batch_size, c.accumulate = 16, 8
   assert contrast_runs.build(c)

@@ -47,7 +47,7 @@ def raw_pixels(
   if s > PIXELS:
     planes = images.transpose(0, 3, 1, 2).astype(jnp.float32)
     box = jnp.array([0, 0, s, s])
-    shrink = jax.vmap(lambda x: crops.crop_resize(x, box, PIXELS))
+    shrink = jax.vmap(lambda x: crops.crop_resize(x, box, (PIXELS, PIXELS)))
     images = shrink(planes).transpose(0, 2, 3, 1)
   return augment.normalize(images, mean, std).reshape(B, -1)
 
