@@ -406,7 +406,7 @@ REFUSED = {
   'another architecture': (
     lambda: change(),
     ['--arch=swin_tiny'],
-    'not of the swin asked for',
+    'not those of the swin',
   ),
   'another depth': (lambda: change(), ['--model.depth=9'], '84 missing'),
   'absurd size': (

@@ -384,8 +384,8 @@ def shapes(c, classes=1000):
 
 def ours(key):
   """Our path of a published key of a ViT classifier."""
-  for row in layouts.TABLES['vit_classifier']:
-    pattern = re.escape(row.theirs).replace(r'\{i\}', r'(\d+)')
+  for row in layouts.LAYOUTS['vit_classifier']:
+    pattern = re.escape(row.published).replace(r'\{i\}', r'(\d+)')
     if found := re.fullmatch(pattern, key):
       path = row.ours.removeprefix('params/')
       return path.replace('{i}', *found.groups()) if found.groups() else path

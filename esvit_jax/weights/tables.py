@@ -1,11 +1,11 @@
-"""Published PyTorch checkpoints <-> variables of this project, in memory.
+"""Published PyTorch arrays <-> variables of this project, in memory.
 
-One table per architecture (weights/layouts.py) says which of their keys is
-which of ours; it is read in both directions. Every key of both sides has to
-be accounted for.
+A layout (weights/layouts) says which published key is which of our variables;
+it is read in both directions. Every key of both sides has to be accounted for.
 """
 
 import difflib
+import functools
 import re
 from collections.abc import Mapping
 
@@ -13,17 +13,17 @@ import numpy as np
 from flax import traverse_util
 
 from esvit_jax.errors import UserError
-from esvit_jax.weights.layouts import TABLES, Buffer, Row
+from esvit_jax.weights.layouts import LAYOUTS, Buffer, Row
 
 Arrays = dict[str, np.ndarray]
 
 
-def from_published(state: Mapping, arch: str, like: Mapping) -> dict:
+def from_published(arrays: Mapping, layout: str, like: Mapping) -> dict:
   """Variables {'params': ..., 'batch_stats': ...} of a published state_dict.
 
   Args:
-    state: arrays by published key, without prefixes such as `module.`.
-    arch: a key of TABLES.
+    arrays: by published key, without prefixes such as `module.`.
+    layout: a key of LAYOUTS.
     like: variables (or their shapes, `models.abstract_variables`) that the
       result has to match, leaf by leaf.
 
@@ -31,34 +31,32 @@ def from_published(state: Mapping, arch: str, like: Mapping) -> dict:
     UserError: keys are unexpected, missing, or of another shape, type or, for
       a constant buffer, value.
   """
-  table = _table(arch)
+  rows = _rows(layout)
   like = traverse_util.flatten_dict(like, sep='/')
   ours, unexpected, differ = {}, [], []
-  for key, value in state.items():
-    found = _find(table, 'theirs', key, state)
-    if found is None:
+  for key, value in arrays.items():
+    match = _row_of_key(rows, key, arrays)
+    if match is None:
       unexpected.append(key)
       continue
-    row, numbers = found
+    row, numbers = match
     if isinstance(row, Buffer):
-      source = state.get(row.of.format(**numbers))
-      if row.constant and source is not None:
-        expected = row.compute(source)
-        if not np.array_equal(value, expected):
-          differ.append(f'{key} (values)')
+      source = arrays.get(row.source.format(**numbers))
+      checked = row.constant and source is not None
+      if checked and not np.array_equal(value, row.compute(source)):
+        differ.append(f'{key} (values)')
       continue
     path = row.ours.format(**numbers)
     if path not in like:
       unexpected.append(key)
       continue
-    value = _reorder(value, row.to_ours)
-    if value is None or value.shape != like[path].shape:
-      shape = _reorder_shape(like[path].shape, row.to_theirs)
-      differ.append(f'{key} {state[key].shape}, not {shape}')
+    ours[path] = _transposed(value, row.axes)
+    shape = _transposed_shape(like[path].shape, row.inverse)
+    if value.shape != shape:
+      differ.append(f'{key} {value.shape}, not {shape}')
     elif value.dtype != like[path].dtype:
       differ.append(f'{key} {value.dtype}, not {like[path].dtype}')
-    ours[path] = value
-  missing = [_theirs(table, path) for path in like if path not in ours]
+  missing = [_published_key(rows, path) for path in like if path not in ours]
   problems = {
     'unexpected': unexpected,
     'missing': missing,
@@ -66,108 +64,118 @@ def from_published(state: Mapping, arch: str, like: Mapping) -> dict:
   }
   if any(problems.values()):
     text = '; '.join(listed(k, v) for k, v in problems.items() if v)
-    raise UserError(f'this checkpoint is not of the {arch} asked for: {text}')
+    raise UserError(f'its arrays are not those of the {layout}: {text}')
   return traverse_util.unflatten_dict(ours, sep='/')
 
 
-def implied(state: Mapping, arch: str) -> dict:
+def implied(arrays: Mapping, layout: str) -> dict:
   """Zeros of the shapes that a state_dict's own keys ask for.
 
   For parts whose module only a training config describes, such as decoders:
   a run that starts from them checks them against its own.
   """
-  table, ours = _table(arch), {}
-  for key, value in state.items():
-    found = _find(table, 'theirs', key, state)
-    if found is not None and isinstance(found[0], Row):
-      row, numbers = found
-      shape = _reorder_shape(value.shape, row.to_ours)
+  ours = {}
+  for key, value in arrays.items():
+    match = _row_of_key(_rows(layout), key, arrays)
+    if match is not None and isinstance(match[0], Row):
+      row, numbers = match
+      shape = _transposed_shape(value.shape, row.axes)
       ours[row.ours.format(**numbers)] = np.zeros(shape, np.float32)
   return traverse_util.unflatten_dict(ours, sep='/')
 
 
-def to_published(variables: Mapping, arch: str) -> Arrays:
+def to_published(variables: Mapping, layout: str) -> Arrays:
   """The state_dict of variables; undoes `from_published`.
 
   Raises:
-    UserError: some variables are not of this architecture.
+    UserError: some variables are not of this layout.
   """
-  table = _table(arch)
-  theirs, unexpected = {}, []
+  rows = _rows(layout)
+  arrays, unexpected = {}, []
   for path, value in traverse_util.flatten_dict(variables, sep='/').items():
-    found = _find(table, 'ours', path)
-    if found is None:
+    match = _row_of_path(rows, path)
+    if match is None:
       unexpected.append(path)
       continue
-    row, numbers = found
-    theirs[row.theirs.format(**numbers)] = _reorder(
-      np.asarray(value), row.to_theirs
+    row, numbers = match
+    arrays[row.published.format(**numbers)] = _transposed(
+      np.asarray(value), row.inverse
     )
   if unexpected:
     raise UserError(
-      f'these variables are not of {arch}: {listed("unexpected", unexpected)}'
+      f'these variables are not of {layout}: {listed("unexpected", unexpected)}'
     )
-  for row in table:
+  for row in rows:
     if isinstance(row, Buffer):
-      for key in list(theirs):
-        numbers = _match(row.of, key)
-        if numbers is not None and _applies(row, numbers, theirs):
-          buffer = row.compute(theirs[key])
-          theirs[row.theirs.format(**numbers)] = buffer
-  return theirs
-
-
-def _table(arch: str):
-  if arch not in TABLES:
-    close = difflib.get_close_matches(arch, TABLES, 1) or TABLES
-    raise UserError(
-      f"no conversion for '{arch}': did you mean {' or '.join(close)}?"
-    )
-  return TABLES[arch]
-
-
-def _match(template: str, key: str) -> dict[str, str] | None:
-  """The numbers that make `template` into `key`."""
-  pattern = re.sub(r'\\{(\w)\\}', r'(?P<\1>\\d+)', re.escape(template))
-  found = re.fullmatch(pattern, key)
-  return found.groupdict() if found else None
-
-
-def _find(table, side: str, key: str, state: Mapping = {}):
-  """The row of a key and its numbers; of theirs, as `state` has it."""
-  for row in table:
-    numbers = _match(getattr(row, side, ''), key)
-    if numbers is not None and _applies(row, numbers, state):
-      return row, numbers
-  return None
-
-
-def _applies(row, numbers: Mapping, state: Mapping) -> bool:
-  beside = getattr(row, 'beside', ())
-  return all(key.format(**numbers) in state for key in beside)
-
-
-def _theirs(table, path: str) -> str:
-  """Their name of one of our variables."""
-  found = _find(table, 'ours', path)
-  return found[0].theirs.format(**found[1]) if found else path
-
-
-def _reorder(value: np.ndarray, axes) -> np.ndarray | None:
-  if axes is None:
-    return value
-  if value.ndim != len(axes):
-    return None
-  return np.ascontiguousarray(value.transpose(axes))
-
-
-def _reorder_shape(shape: tuple, axes) -> tuple:
-  if axes is None or len(axes) != len(shape):
-    return shape
-  return tuple(shape[a] for a in axes)
+      for key in list(arrays):
+        numbers = _numbers(row.source, key)
+        if numbers is not None and _applies(row, numbers, arrays):
+          buffer = row.compute(arrays[key])
+          arrays[row.published.format(**numbers)] = buffer
+  return arrays
 
 
 def listed(title: str, keys: list[str], most: int = 8) -> str:
   """`keys` for one line: how many, and the first."""
   more = f' and {len(keys) - most} more' if len(keys) > most else ''
   return f'{len(keys)} {title}: {", ".join(keys[:most])}{more}'
+
+
+def _rows(layout: str):
+  if layout not in LAYOUTS:
+    close = difflib.get_close_matches(layout, LAYOUTS, 1) or LAYOUTS
+    raise UserError(f"no layout '{layout}': did you mean {' or '.join(close)}?")
+  return LAYOUTS[layout]
+
+
+@functools.lru_cache(maxsize=1024)
+def _pattern(template: str) -> re.Pattern:
+  return re.compile(re.sub(r'\\{(\w)\\}', r'(?P<\1>\\d+)', re.escape(template)))
+
+
+def _numbers(template: str, key: str) -> dict[str, str] | None:
+  """The numbers that make `template` into `key`."""
+  match = _pattern(template).fullmatch(key)
+  return match.groupdict() if match else None
+
+
+def _row_of_key(rows, key: str, arrays: Mapping):
+  """The row of a published key among `arrays`, and its numbers."""
+  for row in rows:
+    numbers = _numbers(row.published, key)
+    if numbers is not None and _applies(row, numbers, arrays):
+      return row, numbers
+  return None
+
+
+def _row_of_path(rows, path: str):
+  """The row of one of our variables, and its numbers."""
+  for row in rows:
+    if isinstance(row, Row):
+      numbers = _numbers(row.ours, path)
+      if numbers is not None:
+        return row, numbers
+  return None
+
+
+def _applies(row, numbers: Mapping, arrays: Mapping) -> bool:
+  beside = row.beside if isinstance(row, Buffer) else ()
+  return all(key.format(**numbers) in arrays for key in beside)
+
+
+def _published_key(rows, path: str) -> str:
+  match = _row_of_path(rows, path)
+  return match[0].published.format(**match[1]) if match else path
+
+
+def _transposed(value: np.ndarray, axes) -> np.ndarray:
+  """In another order of axes; as it is where their number does not fit."""
+  if axes is None or value.ndim != len(axes):
+    return value
+  return np.ascontiguousarray(value.transpose(axes))
+
+
+def _transposed_shape(shape: tuple, axes) -> tuple:
+  if axes is None or len(axes) != len(shape):
+    return tuple(shape)
+  return tuple(shape[a] for a in axes)
