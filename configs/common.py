@@ -180,12 +180,22 @@ def shrink(c: ConfigDict) -> ConfigDict:
   return c
 
 
+def published() -> ConfigDict:
+  """What a published checkpoint may leave open; set what you are asked for."""
+  c = ConfigDict()
+  c.name = ''  # of models.BACKBONES
+  c.heads = ()  # 3, or one number for each stage
+  c.image_size = 0
+  return c
+
+
 def evaluation(task: str) -> ConfigDict:
   """What every evaluation of a finished network has."""
   c = ConfigDict()
   c.task = task
   c.checkpoint = ''  # a run directory, .safetensors or .pth
   c.which = 'auto'  # or 'teacher', 'student'
+  c.published = published()
   c.seed = 0
   c.batch_size = 256  # images at a time, over all devices
   c.dtype = 'float32'  # of the network's activations, or 'bfloat16'

@@ -1,13 +1,56 @@
-"""EsViT in JAX: self-supervised vision transformers.
+"""Self-supervised vision transformers in JAX: EsViT, MAE-Lite and SiT.
 
-apply, params = esvit_jax.load('swin_tiny.pth')
-features = apply(params, images)  # .view [N, D], .grid [N, h, w, D]
+`load` gives the features of a trained network, ours or published:
+
+  apply, variables = esvit_jax.load('swin_tiny.pth')
+  features = apply(variables, images)  # .view [N, D], .grid [N, h, w, D]
+
+`train` and `evaluate` are the modules behind `python -m main`:
+
+  esvit_jax.train.finish(config, directory)
+  esvit_jax.evaluate.run(config, directory)
+
+`BACKBONES` and `METHODS` are the tables of all backbones and methods, by the
+names that configs use (`model.name`, `method`). To import this package costs
+nothing: what is asked for is imported then.
 """
 
+import importlib
 
-def load(path: str, which: str = 'auto'):
-  """A trained backbone as (apply, params): see `weights.export.load`."""
-  # Here, so that `import esvit_jax` stays cheap.
-  from esvit_jax.weights import export
+__all__ = ['BACKBONES', 'METHODS', 'evaluate', 'load', 'train']
 
-  return export.load(path, which)
+_TABLES = {'BACKBONES': 'models', 'METHODS': 'methods'}
+
+
+def load(path: str, network: str = 'auto', **fields):
+  """A trained backbone, ready for features.
+
+  Args:
+    path: a run directory, a converted one, a safetensors file or a published
+      checkpoint (.pth).
+    network: 'teacher', 'student', or 'auto' for the one to hand on.
+    **fields: of the model, such as heads=3: for a published file that leaves
+      a choice.
+
+  Returns:
+    (apply, variables): apply(variables, images) -> Features of images
+    f32[N, H, W, C], normalised as in training: view f32[N, D], grid
+    f32[N, h, w, D].
+
+  Raises:
+    UserError: there is none, it is of no architecture known, or leaves a
+      choice.
+  """
+  # Here, so that to import the package stays cheap.
+  from esvit_jax.weights import loading
+
+  return loading.features(path, network, fields)
+
+
+def __getattr__(name: str):
+  if name in _TABLES:
+    module = importlib.import_module(f'esvit_jax.{_TABLES[name]}')
+    return getattr(module, name)
+  if name in ('train', 'evaluate'):
+    return importlib.import_module(f'esvit_jax.{name}')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -13,8 +13,16 @@ import os
 import sys
 
 from esvit_jax.errors import UserError
-from esvit_jax.weights import certificate, export, published
-from esvit_jax.weights import networks as weights_lib
+from esvit_jax.weights import (
+  certificate,
+  directory,
+  export,
+  place,
+  published,
+  reading,
+  tables,
+  writing,
+)
 from esvit_jax.weights.accounting import Allowed
 from esvit_jax.weights.networks import Weights
 from esvit_jax.workdir import write_json
@@ -36,20 +44,24 @@ def run(args: argparse.Namespace) -> None:
   """Reads, converts, writes and certifies."""
   single = args.out.endswith('.safetensors')
   which = args.which or ('auto' if single else 'both')
-  export.check_free(args.out)
-  weights, notes = _read(args, which)
+  place.check_free(args.out)
+  weights = _read(args, which)
+  notes = list(weights.notes)
+  if single:
+    notes += writing.remarks(weights, which)
   for note in notes:
     print(note)
-  networks = weights.networks
-  names = list(networks)
-  if networks.get('student') is networks.get('teacher'):
-    names.remove('student')
-  certificates = [certificate.certify(weights, who) for who in names]
+  if random := weights.about.get('random'):
+    text = tables.listed('backbone arrays are RANDOM', random)
+    print(f'WARNING: {text}: no evaluation takes it', file=sys.stderr)
+  certificates = [
+    certificate.certify(weights, name) for name in _distinct(weights)
+  ]
   if single:
-    export.save(args.out, weights, which)
+    export.save(args.out, weights, which, args.centres, args.add_prefix)
     beside = args.out.removesuffix('.safetensors') + '.certificate.json'
   else:
-    export.save_run(args.out, weights, os.path.basename(args.source))
+    directory.write(args.out, weights, os.path.basename(args.source))
     beside = os.path.join(args.out, 'certificate.json')
   write_json(
     beside,
@@ -60,9 +72,16 @@ def run(args: argparse.Namespace) -> None:
       'networks': certificates,
     },
   )
-  for one in certificates:
-    print('\n'.join(certificate.lines(one)))
+  for network in certificates:
+    print('\n'.join(certificate.lines(network)))
   print(f'wrote {args.out} and {beside}')
+
+
+def _distinct(weights: Weights) -> list[str]:
+  """The networks, one where student and teacher are the same."""
+  networks = weights.networks
+  same = networks.get('student') is networks.get('teacher')
+  return [name for name in networks if name != 'student' or not same]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,10 +122,19 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
       metavar='KEY',
       help=f'{what} this {kind} key, or all that match; may be repeated',
     )
-  add('--allow-fp16', action='store_true', help='take float16 as float32')
+  add(
+    '--centres', action='store_true', help="write DINO's centres, dino_loss.*"
+  )
+  add(
+    '--add-prefix',
+    default='',
+    metavar='PREFIX',
+    help='write it before the keys of the backbone, such as '
+    "backbone.backbone. of EsViT's ResNet",
+  )
   add('--help', '-h', action='store_true', help='show this')
   text = parser.format_help().replace(
-    '  --allow-fp16', '  --model.FIELD=VALUE\n  --allow-fp16'
+    '  --centres', '  --model.FIELD=VALUE\n  --centres'
   )
   if '--help' in argv or '-h' in argv:
     print(text)
@@ -130,33 +158,38 @@ def _field(flag: str) -> tuple[str, object]:
     return field, value
 
 
-def _read(args, which: str) -> tuple[Weights, list[str]]:
-  """The weights asked for, and what was recognised."""
+def _read(args, which: str) -> Weights:
+  """The weights asked for, with notes of what was recognised."""
+  if not args.out.endswith('.safetensors') and (
+    args.centres or args.add_prefix
+  ):
+    raise UserError(
+      '--centres and --add-prefix are for OUT in .safetensors: a directory '
+      'always has the centres, and names of our own'
+    )
   if os.path.isdir(args.source):
-    if not args.out.endswith('.safetensors'):
-      raise UserError(
-        f'{args.source} is a run directory already: give OUT a name that ends '
-        'in .safetensors'
-      )
-    named = [
-      name
-      for name in ('arch', 'prefix', 'allow_missing', 'allow_unexpected')
-      if getattr(args, name)
-    ]
-    if named or args.model or args.allow_fp16:
-      raise UserError(
-        f'{args.source} is a run directory, which says itself what it holds: '
-        'leave the flags but --which out'
-      )
-    weights = weights_lib.from_run(args.source, which)
-    return weights, [f'run directory: {weights.about["model"]["name"]}']
+    return _read_directory(args, which)
   file = published.read(args.source, args.prefix)
-  allowed = Allowed(args.allow_missing, args.allow_unexpected, args.allow_fp16)
-  try:
-    weights = weights_lib.from_file(file, which, args.model, allowed)
-  except UserError as e:
-    raise UserError(f'{args.source!r}: {e}') from None
-  return weights, file.notes
+  allowed = Allowed(args.allow_missing, args.allow_unexpected)
+  return reading.from_file(file, which, args.model, allowed)
+
+
+def _read_directory(args, which: str) -> Weights:
+  if not args.out.endswith('.safetensors'):
+    raise UserError(
+      f'{args.source} is a run directory already: give OUT a name that ends '
+      'in .safetensors'
+    )
+  if (
+    args.model or args.prefix or args.allow_missing or args.allow_unexpected
+  ):
+    raise UserError(
+      f'{args.source} is a run directory, which says itself what it holds: '
+      'leave --arch, --model, --prefix and --allow out'
+    )
+  weights = directory.read(args.source, which)
+  note = f'run directory: {weights.about["model"]["name"]}'
+  return weights._replace(notes=(note, *weights.notes))
 
 
 if __name__ == '__main__':

@@ -27,7 +27,8 @@ from esvit_jax.errors import Stopped, UserError
 from esvit_jax.run import jobs, summary
 from esvit_jax.run.evaluation import Evaluation, headline
 from esvit_jax.run.jobs import Job
-from esvit_jax.weights import networks as weights_lib
+from esvit_jax.weights import architecture, loading, networks
+from esvit_jax.weights.networks import Weights
 from esvit_jax.workdir import health, provenance
 from esvit_jax.workdir.checkpoint import Checkpoints, restore_parts
 from esvit_jax.workdir.metrics import Metrics
@@ -94,7 +95,11 @@ def start(job: Job) -> state_lib.TrainState:
   """The state of step 0, or of another run's weights (config.init)."""
   init = job.config.init
   if init.checkpoint and init.part == 'backbone':
-    return with_backbone(jobs.create_state(job), init.checkpoint, init.which)
+    state = jobs.create_state(job)
+    model = architecture.resolved(
+      job.config.model, models.build(job.config.model)
+    )
+    return with_backbone(state, loading.load_for(model, init.checkpoint, init.which))
   step = init.epoch * job.horizon.steps_per_epoch
   if init.checkpoint:
     parts = restore_parts(
@@ -113,21 +118,19 @@ def start(job: Job) -> state_lib.TrainState:
   return jobs.create_state(job)
 
 
-def with_backbone(state, path: str, which: str = 'auto'):
+def with_backbone(state, weights: Weights):
   """`state` with the backbone of a finished network, all else fresh.
 
   Args:
     state: of step 0.
-    path: a run directory, a safetensors file or a published checkpoint.
-    which: 'teacher', 'student' or 'auto'.
+    weights: of a finished network.
 
   Raises:
-    UserError: there is none, or it is of another model.
+    UserError: it is of another model.
   """
-  weights, which = weights_lib.pick(path, which)
-  found = weights_lib.part_variables(weights, which)
-  parts = {'params': {'backbone': found['params']}, 'extra': {}}
-  stats = {'backbone': found.get('batch_stats', {})}
+  variables = weights.variables()
+  parts = {'params': {'backbone': variables['params']}, 'extra': {}}
+  stats = {'backbone': variables.get('batch_stats', {})}
   if state.teacher is not None:
     parts['teacher'] = parts['params']
   parts['extra'] = dict.fromkeys(state.extra, stats)
@@ -202,7 +205,7 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
       metrics.flush()
     album = None
     if out is not None and config.eval.pictures:
-      inspect = weights_lib.inspect(models.build(config.model))
+      inspect = networks.inspect(models.build(config.model))
       album = Album(job, directory, inspect)
     if first < steps:
       state = _loop(

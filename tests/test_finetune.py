@@ -242,7 +242,7 @@ def test_relative_positions_are_added_to_a_network_without(tmp_path, recipe):
   params, _, extra = method.init(jax.random.key(0))
   state = types.SimpleNamespace(teacher=None, params=params, extra=extra)
   state._replace = lambda **parts: types.SimpleNamespace(**parts)
-  found = train.with_backbone(state, path).params['backbone']
+  found = train.with_backbone(state, loading.load(path)).params['backbone']
   block, theirs = found['block1'], variables['params']['block1']
   np.testing.assert_array_equal(
     block['mlp']['fc1']['kernel'], theirs['mlp']['fc1']['kernel']

@@ -167,5 +167,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   c.checkpoint = ''  # a run directory, .safetensors or .pth
   c.which = 'auto'  # or 'teacher', 'student'
+  c.published = common.published()
   c.scratch = False  # its architecture alone, to compare with
   return c

@@ -12,7 +12,7 @@ from esvit_jax import augment, data, methods, optim, sharding
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
 from esvit_jax.run import limits
-from esvit_jax.weights import networks as weights_lib
+from esvit_jax.weights import loading
 from esvit_jax.workdir.metrics import tensorboard_writers
 
 
@@ -126,9 +126,9 @@ def _frozen_teacher(config):
       'this recipe distils from a teacher: give it with '
       '--config.distill.checkpoint, a run, .safetensors or .pth'
     )
-  weights, which = weights_lib.pick(path)
+  weights = loading.load_one(path)
   module = weights.backbone.clone(dtype=jnp.dtype(config.model.dtype))
-  return module, weights_lib.part_variables(weights, which)
+  return module, weights.variables()
 
 
 def compile_step(job: Job):

@@ -11,9 +11,9 @@ import re
 import jax
 import numpy as np
 
-from esvit_jax.weights import networks as weights_lib
-from esvit_jax.weights.networks import Weights
-from esvit_jax.weights.published import Arrays
+from esvit_jax.weights import writing
+from esvit_jax.weights.networks import Weights, forward
+from esvit_jax.weights.tables import Arrays
 
 _IMAGES, _SIZE = 2, 224
 
@@ -31,7 +31,7 @@ def certify(weights: Weights, which: str) -> dict:
   """
   arrays = {
     k: v
-    for k, v in weights_lib.to_published(weights, which).items()
+    for k, v in writing.to_published(weights, which, centres=True).items()
     if v.dtype == np.float32
   }
   params = weights.networks[which]['params']
@@ -61,7 +61,12 @@ def checksums(arrays: Arrays) -> dict[str, dict]:
 
 
 def stage(key: str) -> str:
-  """The stage of a published key: layers.0 of layers.0.blocks.1.norm1.bias."""
+  """The stage of a key: layers.0 of layers.0.blocks.1.norm1.bias.
+
+  Of names of our own, with slashes, the first three are a stage.
+  """
+  if '/' in key:
+    return '/'.join(key.split('/')[:3])
   return re.match(r'(layers|blocks)\.\d+|[^.]*', key).group()
 
 
@@ -73,11 +78,11 @@ def fixed_images(channels: int, size: int = _SIZE) -> np.ndarray:
 
 
 def _features(weights: Weights, which: str) -> dict:
-  size = weights.about['model'].get('image_size', _SIZE)
+  size = weights.about['model'].get('image_size') or _SIZE
   images = fixed_images(weights.about['channels'], size)
-  variables = weights_lib.part_variables(weights, which)
+  variables = weights.variables(which)
   with jax.default_matmul_precision('highest'):
-    out = weights_lib.forward(weights.backbone)(variables, images)
+    out = forward(weights.backbone)(variables, images)
   figures = {
     'input': f'numpy.random.Generator(numpy.random.PCG64(0)).standard_normal('
     f'{images.shape}, numpy.float32), N H W C'

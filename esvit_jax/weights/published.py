@@ -6,34 +6,36 @@ state_dict. Wrappers leave prefixes on all keys. What was recognised is noted
 for the user, and what cannot be is an error.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import safetensors
 
 from esvit_jax.errors import UserError
+from esvit_jax.weights import arguments, families
 from esvit_jax.weights.handover import NETWORKS
+from esvit_jax.weights.tables import Arrays
 from esvit_jax.weights.torch import file as torch_file
 
-Arrays = dict[str, np.ndarray]
-
 FORMAT = 'esvit_jax'  # the key of our architecture in safetensors' metadata
+OWN = 'esvit_jax'  # the layout of names of our own
 CENTRES = 'dino_loss.'
 HEADS = ('head', 'head_dense')
-# What pre-training adds to a backbone: MAE's decoder and adapters, heads.
-_BESIDE = (
+# What stands beside a backbone: MAE's decoder and adapters, heads.
+BESIDE = (
   'mask_token',
   'decoder_',
   'attn_adapter.',
   'hidden_adapter.',
   'head.',
   'head_recons.',
+  'fc.',
   'fc_norm.',
   'predictor.',
 )
-_TUTOR = 'tch_model.'  # the frozen teacher in files of D-MAE
+_FROZEN = 'tch_model.'  # the frozen teacher in files of D-MAE
 # The two networks of MoCo v3 and v1, which live in one state_dict.
 _MOCO = {
   'student': ('base_encoder.', 'encoder_q.'),
@@ -41,30 +43,40 @@ _MOCO = {
 }
 
 
-class File(NamedTuple):
+@dataclasses.dataclass
+class File:
   """A file of published networks.
 
   Attributes:
+    path: of the file.
     networks: 'student', 'teacher' or, where it holds only one, 'model':
       arrays by published key, without prefixes.
+    prefixes: what the keys of each network began with.
     centres: 'center' and 'center_grid' f[1, K], where there are any.
     others: arrays of neither, by their key in the file.
     notes: what was recognised, a line each.
     about: our own description, if the file carries one.
-    method: what trained them, where the keys say it.
+    arguments: of the command line it was made by, if it holds them.
   """
 
-  networks: dict[str, Arrays]
-  centres: Arrays
-  others: Arrays
-  notes: list[str]
-  about: dict | None
-  method: str | None = None
+  path: str = ''
+  networks: dict[str, Arrays] = dataclasses.field(default_factory=dict)
+  prefixes: dict[str, str] = dataclasses.field(default_factory=dict)
+  centres: Arrays = dataclasses.field(default_factory=dict)
+  others: Arrays = dataclasses.field(default_factory=dict)
+  notes: list[str] = dataclasses.field(default_factory=list)
+  about: dict | None = None
+  arguments: dict = dataclasses.field(default_factory=dict)
 
   @property
-  def recorded(self) -> str | None:
-    """The network that our own description says is handed on."""
-    return (self.about or {}).get('handed_on')
+  def method(self) -> str | None:
+    """What trained the networks, where their keys say it."""
+    in_one = any(
+      prefix.endswith(names)
+      for prefix in self.prefixes.values()
+      for names in _MOCO.values()
+    )
+    return 'moco' if in_one else None
 
 
 def read(path: str, prefix: str | None = None) -> File:
@@ -78,21 +90,26 @@ def read(path: str, prefix: str | None = None) -> File:
   Raises:
     UserError: it cannot be read, or not be recognised.
   """
-  about = None
+  file = File(path)
   if path.endswith('.safetensors'):
-    tree, about = _read_safetensors(path)
+    tree, file.about = _read_safetensors(path)
   else:
     tree = torch_file.read(path)
+    if torch_file.is_legacy(path):
+      file.notes.append("torch's format from before 1.6")
+  file.arguments = arguments.of_file(tree)
   try:
-    return _sort(tree, prefix)._replace(about=about)
+    _sort(tree, prefix, file)
   except UserError as e:
     raise UserError(f'{path!r}: {e}') from None
+  return file
 
 
-def whole(network: Mapping) -> str | None:
-  """The table of what a network has beside its backbone, if not DINO's heads.
+def kind(network: Mapping) -> str | None:
+  """The layout of a network that has other things than DINO's heads.
 
-  Told by a key that only this kind has.
+  Told by keys that only this kind has. None: a backbone, with DINO's heads or
+  without.
   """
   if 'decoder_embed.weight' in network:
     cut = 'blocks.12.norm1.weight' in network
@@ -101,31 +118,30 @@ def whole(network: Mapping) -> str | None:
     )
   if 'head_recons.mlp.0.weight' in network:
     return 'sit'
-  if 'head.6.weight' in network and 'head.0.weight' in network:
+  if {'head.0.weight', 'head.6.weight'} <= network.keys():
     return 'moco'
-  if {'head.weight', 'head.bias', 'blocks.0.norm1.weight'} <= network.keys():
-    return 'vit_classifier'
+  if {'head.0.weight', 'head.2.weight'} <= network.keys():
+    return 'sit_classifier'
+  family = families.of_keys(network)
+  head = 'fc' if family == 'resnet' else 'head'
+  if family and {f'{head}.weight', f'{head}.bias'} <= network.keys():
+    return f'{family}_classifier'
   return None
 
 
-def beside(key: str, kind: str) -> bool:
-  """Whether a key of a `whole` network is not its backbone's."""
-  if kind == 'd2mae' and key.startswith('blocks.12.'):
-    return True
-  return key.startswith(_BESIDE)
-
-
 def split(network: Mapping) -> dict[str, Arrays]:
-  """The 'backbone', 'head' and 'head_dense' of a network's arrays, or 'rest'.
+  """A network's arrays by part.
 
-  `rest` is what a network of another kind has beside its backbone, see
-  `whole`.
+  Returns:
+    'backbone' and, where it has them, DINO's 'head' and 'head_dense' without
+    these words in their keys, or 'beside': what a network of a `kind` has
+    beside its backbone.
   """
-  kind = whole(network)
-  if kind:
-    rest = {k: v for k, v in network.items() if beside(k, kind)}
-    backbone = {k: v for k, v in network.items() if k not in rest}
-    return {'backbone': backbone, 'rest': rest}
+  layout = kind(network)
+  if layout:
+    beside = {k: v for k, v in network.items() if _is_beside(k, layout)}
+    backbone = {k: v for k, v in network.items() if k not in beside}
+    return {'backbone': backbone, 'beside': beside}
   heads = [h for h in HEADS if f'{h}.last_layer.weight_v' in network]
   parts = {part: {} for part in ('backbone', *heads)}
   for key, value in network.items():
@@ -135,6 +151,12 @@ def split(network: Mapping) -> dict[str, Arrays]:
     else:
       parts['backbone'][key] = value
   return parts
+
+
+def _is_beside(key: str, layout: str) -> bool:
+  if layout == 'd2mae' and key.startswith('blocks.12.'):
+    return True
+  return key.startswith(BESIDE)
 
 
 def _read_safetensors(path: str) -> tuple[dict, dict | None]:
@@ -170,9 +192,26 @@ def _read_safetensors(path: str) -> tuple[dict, dict | None]:
   return tree, about
 
 
-def _sort(tree: dict, prefix: str | None) -> File:
-  """Takes the tree of a file apart."""
-  notes, centres, others = [], {}, {}
+def _sort(tree: dict, prefix: str | None, file: File) -> None:
+  """Takes the tree of a file apart, into `file`."""
+  states, centres = _states(tree, file.notes)
+  for key in (key for s in (*states.values(), centres) for key in s):
+    if not key.isprintable() or len(key) > 200:
+      raise UserError(f'it has a key that names nothing: {key[:40]!r}')
+  for name, state in states.items():
+    if prefix is not None:
+      _take(name, state, prefix, file)
+    else:
+      _recognise(name, state, file)
+  for key, value in centres.items():
+    if key in ('center', 'center_grid'):
+      file.centres[key] = value
+    else:
+      file.others[CENTRES + key] = value
+
+
+def _states(tree: dict, notes: list[str]) -> tuple[dict, dict]:
+  """The state_dicts in a tree by name, and DINO's centres."""
   nested = [
     k for k in (*NETWORKS, 'model', 'state_dict') if _is_state(tree.get(k))
   ]
@@ -183,7 +222,6 @@ def _sort(tree: dict, prefix: str | None) -> File:
       raise UserError(
         f'it holds the networks {", ".join(nested)}: save only one kind of them'
       )
-    states = {k: tree[k] for k in nested}
     centres = tree.get(CENTRES[:-1], {})
     if not _is_state(centres) and centres:
       raise UserError('its dino_loss holds other things than arrays')
@@ -193,86 +231,92 @@ def _sort(tree: dict, prefix: str | None) -> File:
     )
     if left:
       notes.append(f'left out: {_names(left)}')
-  elif _is_state(tree):
-    states = {'model': tree}
+    return {k: tree[k] for k in nested}, centres
+  if _is_state(tree):
     notes.append('a bare state_dict')
-  else:
-    odd = [str(k) for k, v in tree.items() if not isinstance(v, np.ndarray)]
+    return {'model': tree}, {}
+  odd = [str(k) for k, v in tree.items() if not isinstance(v, np.ndarray)]
+  raise UserError(
+    'it holds no state_dict under student, teacher, model or state_dict, '
+    f'and is none itself: {_names(odd) or "it is empty"}'
+  )
+
+
+def _take(name: str, state: Arrays, prefix: str, file: File) -> None:
+  """The network of the keys that begin with `prefix`."""
+  if not prefix.endswith('.') and prefix:
+    raise UserError(f"--prefix={prefix}: end it with a dot, '{prefix}.'")
+  taken = {k: v for k, v in state.items() if k.startswith(prefix)}
+  if not taken:
     raise UserError(
-      'it holds no state_dict under student, teacher, model or state_dict, '
-      f'and is none itself: {_names(odd) or "it is empty"}'
+      f'no key of its {name} begins with {prefix!r}: they are '
+      f'{_names(list(state), 3)}'
     )
-  for key in (key for s in (*states.values(), centres) for key in s):
-    if not key.isprintable() or len(key) > 200:
-      raise UserError(f'it has a key that names nothing: {key[:40]!r}')
-  networks = {}
-  for who, state in states.items():
-    for name, found in _networks(who, state, prefix, others, notes).items():
-      networks[name] = found
-  for key in list(centres):
-    if key not in ('center', 'center_grid'):
-      others[CENTRES + key] = centres[key]
-  centres = {k: v for k, v in centres.items() if CENTRES + k not in others}
-  method = 'moco' if {*NETWORKS} <= {*networks} - {*nested} else None
-  return File(networks, centres, others, notes, None, method)
+  file.others |= {k: v for k, v in state.items() if k not in taken}
+  file.notes.append(f'{name}: prefix {prefix!r} as asked for')
+  file.networks[name] = {k.removeprefix(prefix): v for k, v in taken.items()}
+  file.prefixes[name] = prefix
 
 
-def _networks(who, state, prefix, others, notes) -> dict[str, Arrays]:
+def _recognise(name: str, state: Arrays, file: File) -> None:
   """The network or networks of one state_dict, without prefixes."""
-  if prefix is not None:
-    if not prefix.endswith('.') and prefix:
-      raise UserError(f"--prefix={prefix}: end it with a dot, '{prefix}.'")
-    taken = {k: v for k, v in state.items() if k.startswith(prefix)}
-    if not taken:
-      raise UserError(
-        f'no key of its {who} begins with {prefix!r}: they are '
-        f'{_names(list(state), 3)}'
-      )
-    others |= {k: v for k, v in state.items() if k not in taken}
-    notes.append(f'{who}: prefix {prefix!r} as asked for')
-    return {who: {k.removeprefix(prefix): v for k, v in taken.items()}}
-
-  state, found = _without('module.', state, state)
-  if who not in NETWORKS and any(k.startswith(_MOCO['teacher']) for k in state):
-    rest = dict(state)
-    networks = {}
-    for name, words in _MOCO.items():
-      for word in words:
-        taken = {k: rest.pop(k) for k in list(rest) if k.startswith(word)}
-        if taken:
-          notes.append(f'{name}: prefix {found + word!r}')
-          networks[name] = {k.removeprefix(word): v for k, v in taken.items()}
-    # Published: only the base encoder has a predictor behind it.
-    for key in [k for k in rest if k.startswith('predictor.')]:
-      networks['student'][key] = rest.pop(key)
-    others |= {found + k: v for k, v in rest.items()}
-    return networks
-  tutor = [k for k in state if k.startswith(_TUTOR)]
-  if tutor:
-    notes.append(f'{who}: left out the frozen teacher, {len(tutor)} arrays')
-    state = {k: v for k, v in state.items() if k not in tutor}
+  state, prefix = _without('module.', state, state)
+  if name not in NETWORKS and any(
+    k.startswith(_MOCO['teacher']) for k in state
+  ):
+    _recognise_moco(state, prefix, file)
+    return
+  frozen = [k for k in state if k.startswith(_FROZEN)]
+  if frozen:
+    file.notes.append(
+      f'{name}: left out the frozen teacher, {len(frozen)} arrays {_FROZEN}*'
+    )
+    state = {k: v for k, v in state.items() if k not in frozen}
   for word in ('model.', 'backbone.', 'backbone.'):
     body = [
       k
       for k in state
-      if k.partition('.')[0] not in HEADS and not k.startswith(_BESIDE)
+      if k.partition('.')[0] not in HEADS and not k.startswith(BESIDE)
     ]
     state, more = _without(word, state, body)
-    found += more
-  twice = [k for k in state if k.startswith('module.')]
-  if twice and 'module.' in found:
+    prefix += more
+  _check_wrappers(name, state, prefix)
+  file.notes.append(
+    f'{name}: prefix {prefix!r}' if prefix else f'{name}: no prefix'
+  )
+  file.networks[name], file.prefixes[name] = state, prefix
+
+
+def _recognise_moco(state: Arrays, prefix: str, file: File) -> None:
+  """MoCo's two networks; only the base encoder has a predictor behind it."""
+  others = dict(state)
+  for name, words in _MOCO.items():
+    for word in words:
+      taken = {k: others.pop(k) for k in list(others) if k.startswith(word)}
+      if taken:
+        file.notes.append(f'{name}: prefix {prefix + word!r}')
+        file.networks[name] = {k.removeprefix(word): taken[k] for k in taken}
+        file.prefixes[name] = prefix + word
+  for key in [k for k in others if k.startswith('predictor.')]:
+    if 'student' in file.networks:
+      file.networks['student'][key] = others.pop(key)
+  file.others |= {prefix + k: v for k, v in others.items()}
+
+
+def _check_wrappers(name: str, state: Arrays, prefix: str) -> None:
+  """Raises UserError for keys that a wrapper's prefix is left on."""
+  left = [k for k in state if k.startswith('module.')]
+  if left and 'module.' in prefix:
     raise UserError(
-      f"its {who} has 'module.' twice on {len(twice)} keys, such as "
-      f'{found}{twice[0]}: two wrappers saved it; save '
+      f"its {name} has 'module.' twice on {len(left)} keys, such as "
+      f'{prefix}{left[0]}: two wrappers saved it; save '
       'model.module.state_dict(), or name the whole with --prefix='
     )
-  if twice:
+  if left:
     raise UserError(
-      f"its {who} has 'module.' on {len(twice)} of {len(state)} keys only, "
-      f'such as {twice[0]}: two networks are mixed; name one with --prefix='
+      f"its {name} has 'module.' on {len(left)} of {len(state)} keys only, "
+      f'such as {left[0]}: two networks are mixed; name one with --prefix='
     )
-  notes.append(f'{who}: prefix {found!r}' if found else f'{who}: no prefix')
-  return {who: state}
 
 
 def _without(word: str, state: Arrays, body: Sequence) -> tuple[Arrays, str]:

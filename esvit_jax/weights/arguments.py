@@ -1,0 +1,67 @@
+"""What a checkpoint says of its network beside its arrays.
+
+EsViT, DINO, MAE and SiT store the Namespace of their command line under `args`
+(others under `config`); MoCo-v3 stores the name of its network under `arch`.
+"""
+
+import re
+from collections.abc import Mapping
+
+# Heads of the ViTs of DINO, DeiT, EsViT and SiT, whose heads have 64 channels;
+# MoCo-v3 gives its ViT-Small 12 (arXiv 2104.02057, appendix), MAE-Lite too.
+_HEADS = {'tiny': 3, 'small': 6, 'base': 12, 'large': 16, 'huge': 16}
+_MOCO_HEADS = {'tiny': 12, 'small': 12, 'base': 12, 'large': 16}
+_NAME = re.compile(r'(?:mae_)?(?:vit|deit)_(tiny|small|base|large|huge)(?:_|$)')
+
+
+def of_file(tree: Mapping) -> dict:
+  """The arguments in a checkpoint's tree; {} where there are none."""
+  arguments = {}
+  for entry in ('config', 'args'):
+    if isinstance(tree.get(entry), Mapping):
+      arguments |= tree[entry]
+  if isinstance(tree.get('arch'), str):
+    arguments.setdefault('arch', tree['arch'])
+  return arguments
+
+
+def fields(
+  arguments: Mapping, family: str | None, method: str | None
+) -> tuple[dict, list[str]]:
+  """What the arguments say of a backbone that its arrays do not.
+
+  Args:
+    arguments: see `of_file`.
+    family: of the backbone.
+    method: 'moco' where the keys are MoCo's.
+
+  Returns:
+    Fields of the model, and a note for each.
+  """
+  known, notes = {}, []
+  for word in ('arch', 'model'):
+    name = arguments.get(word)
+    match = _NAME.match(name) if isinstance(name, str) else None
+    if family == 'vit' and match and 'heads' not in known:
+      heads = _MOCO_HEADS if method == 'moco' else _HEADS
+      if match.group(1) in heads:
+        known['heads'] = heads[match.group(1)]
+        notes.append(f'heads {known["heads"]}, as its {word} is {name}')
+  if family == 'swin':
+    for word in ('img_size', 'input_size', 'image_size'):
+      size = arguments.get(word)
+      if type(size) is int and 0 < size <= 2048:
+        known['image_size'] = size
+        notes.append(f'image_size {size}, as its {word} says')
+        break
+  return known, notes
+
+
+def is_dino(arguments: Mapping) -> bool:
+  """Whether the command line is of DINO's own code.
+
+  EsViT's has the same flags and those of its region task.
+  """
+  return (
+    'norm_last_layer' in arguments and 'use_dense_prediction' not in arguments
+  )

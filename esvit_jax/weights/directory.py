@@ -1,0 +1,154 @@
+"""Weights in directories: those of a run, and those converted from a file.
+
+A converted directory is to this project like a run's: it has a config.json and
+a checkpoint of step 0 without an optimiser.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from esvit_jax import models
+from esvit_jax.errors import UserError
+from esvit_jax.state import TrainState
+from esvit_jax.weights import architecture
+from esvit_jax.weights.handover import AUTO, NETWORKS, handed_on
+from esvit_jax.weights.networks import Weights
+from esvit_jax.weights.place import check_free, unfinished
+from esvit_jax.workdir import checkpoint, write_json
+
+# Parts that training has and no finished network: tasks that SiT may add, and
+# SiT's heads beside EsViT's.
+_TASKS = ('rotation', 'balance', 'sit')
+
+
+def read(path: str, which: str = 'both') -> Weights:
+  """The newest weights of a run directory, or of a converted one.
+
+  Args:
+    path: of the directory.
+    which: 'student', 'teacher', 'both', or 'auto' for the one handed on.
+
+  Raises:
+    UserError: there are none.
+  """
+  config = _config(path)
+  parts = checkpoint.restore_parts(path, ('params', 'teacher', 'extra'))
+  trees = {'student': parts['params'], 'teacher': parts['teacher']}
+  # A teacher may be none, or another network that only distils.
+  notes = [
+    f'left out the frozen {name}, which is another network'
+    for name, tree in trees.items()
+    if tree and 'backbone' not in tree
+  ]
+  trees = {k: v for k, v in trees.items() if v and 'backbone' in v}
+  tasks = sorted({k for tree in trees.values() for k in tree if k in _TASKS})
+  if tasks:
+    notes.append(f'left out what only training needs: {", ".join(tasks)}')
+  best = handed_on(trees, _recorded(path, config), config.get('method'))
+  which = best if which == AUTO else which
+  if which not in ('both', *trees):
+    raise UserError(f'{path} has no {which}, only a {", ".join(trees)}')
+  networks = {}
+  for name in trees if which == 'both' else (which,):
+    stats = parts['extra'].get(name) or {}
+    networks[name] = {
+      'params': _without_tasks(trees[name]),
+      'batch_stats': _without_tasks(stats),
+    }
+  centres = {k: v for k, v in parts['extra'].items() if k.startswith('center')}
+  about = _about(config, networks)
+  best = handed_on(networks, best)
+  return Weights(about, networks, centres, best, tuple(notes))
+
+
+def write(path: str, weights: Weights, source: str) -> None:
+  """Writes a directory to start from, evaluate and export, in one stroke.
+
+  Args:
+    path: must not exist, or be empty.
+    weights: of one network, which is then both, or of two.
+    source: where they come from.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  check_free(path)
+  (any_network, *_) = weights.networks.values()
+  student, teacher = (
+    weights.networks.get(name, any_network) for name in NETWORKS
+  )
+  state = TrainState(
+    np.zeros((), np.int32),
+    student['params'],
+    teacher['params'],
+    {
+      'student': student['batch_stats'],
+      'teacher': teacher['batch_stats'],
+      **weights.centres,
+    },
+    {},
+  )
+  about = dict(weights.about)
+  config = {
+    'converted_from': source,
+    'network': weights.handed_on,
+    'model': about.pop('model'),
+    'data': {
+      k: about.pop(k) for k in ('channels', 'mean', 'std') if k in about
+    },
+    **{k: about.pop(k) for k in ('head',) if k in about},
+    'weights': about,
+  }
+  with unfinished(path) as part:
+    os.mkdir(part)
+    checkpoints = checkpoint.Checkpoints(os.path.join(part, 'checkpoints'))
+    checkpoints.save(state)
+    checkpoints.close()
+    write_json(os.path.join(part, 'config.json'), config)
+
+
+def _config(path: str) -> dict:
+  """The config.json of a directory, with all that is needed in it."""
+  name = os.path.join(path, 'config.json')
+  try:
+    with open(name, encoding='utf-8') as f:
+      config = json.load(f)
+    config['model']['name'], config['data']['channels']  # noqa: B018
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise UserError(
+      f'cannot read {name} ({type(e).__name__}): give the directory of a run, '
+      'which has a config.json and checkpoints/'
+    ) from None
+  return config
+
+
+def _recorded(path: str, config: Mapping) -> str | None:
+  """The network that a run or a converted directory says it hands on."""
+  try:
+    with open(os.path.join(path, 'run.json'), encoding='utf-8') as f:
+      return json.load(f).get('network')
+  except (OSError, ValueError):
+    return config.get('network')
+
+
+def _about(config: Mapping, networks: Mapping) -> dict:
+  """The description of a directory's networks; see `Weights.about`."""
+  model, data = config['model'], config['data']
+  about = {
+    **config.get('weights', {}),
+    'model': architecture.resolved(model, models.build(model)),
+    'channels': data['channels'],
+  }
+  about |= {k: list(data[k]) for k in ('mean', 'std') if data.get(k)}
+  params = next(iter(networks.values()))['params']
+  if 'last_layer' in params.get('head', {}):
+    head = {'layers': 3, 'use_bn': False, **config['head']}
+    about['head'] = {k: head[k] for k in architecture.HEAD_FIELDS}
+  return about
+
+
+def _without_tasks(tree: Mapping) -> dict:
+  return {k: v for k, v in tree.items() if k not in _TASKS}

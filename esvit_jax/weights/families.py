@@ -1,0 +1,294 @@
+"""Which architecture published arrays are of, by their keys and shapes.
+
+What these do not say is asked for, never guessed.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from esvit_jax import models
+from esvit_jax.errors import UserError
+from esvit_jax.models.positions import mae_table, moco_table
+from esvit_jax.models.swin import stage_window
+
+# module -> the name of its family and layout
+NAMES = {
+  models.CvT: 'cvt',
+  models.ResNet: 'resnet',
+  models.Swin: 'swin',
+  models.ViL: 'vil',
+  models.ViT: 'vit',
+}
+# A key that only this family has, and the weight of its first convolution.
+KEYS = {
+  'swin': (
+    'layers.0.blocks.0.attn.relative_position_bias_table',
+    'patch_embed.proj.weight',
+  ),
+  'vit': ('blocks.0.attn.qkv.weight', 'patch_embed.proj.weight'),
+  'cvt': ('stage0.1.layers.0.0.fn.qkv.dw.weight', 'stage0.0.proj.weight'),
+  'vil': ('layer1.0.norm_embed.weight', 'layer1.0.proj.weight'),
+  'resnet': ('layer1.0.conv1.weight', 'conv1.weight'),
+}
+# Parts of keys by which other libraries' names are known.
+_FOREIGN = {
+  'Hugging Face': ('encoder.layer.', 'embeddings.', 'embedder.'),
+  'torchvision': ('encoder.layers.encoder_layer_', 'features.0.', 'conv_proj.'),
+}
+_TABLES = {'mae': (mae_table, 'mean'), 'moco': (moco_table, 'cls')}
+
+
+def of_keys(keys: Iterable[str]) -> str | None:
+  """The one family that has these keys, or None."""
+  keys = set(keys)
+  names = [name for name, (key, _) in KEYS.items() if key in keys]
+  return names[0] if len(names) == 1 else None
+
+
+def infer(backbone: Mapping[str, np.ndarray], fields: Mapping) -> dict:
+  """The config of a backbone, for models.build.
+
+  Args:
+    backbone: arrays by published key, without prefixes.
+    fields: what is known of it otherwise; the rest is read off the shapes.
+
+  Raises:
+    UserError: the keys are of no architecture known, or leave a choice.
+  """
+  name = of_keys(backbone)
+  if name is None:
+    raise UserError(_unknown(list(backbone)))
+  infer_family = {
+    'swin': _swin,
+    'vil': _vil,
+    'vit': _vit,
+    'cvt': _cvt,
+    'resnet': _resnet,
+  }[name]
+  try:
+    return infer_family(backbone, fields)
+  except KeyError as e:
+    raise UserError(f'looks like {name}, but lacks {e.args[0]}') from None
+  except (IndexError, ValueError, TypeError) as e:
+    raise UserError(f'looks like {name}, but with other shapes ({e})') from None
+
+
+class OpenError(UserError):
+  """A field of the model that no array tells and the user has to.
+
+  Attributes:
+    field: its name.
+  """
+
+  def __init__(self, text: str, field: str):
+    super().__init__(text)
+    self.field = field
+
+
+def ask(fact: str, field: str, answers: str = '') -> OpenError:
+  """The error that asks for a field of the model."""
+  return OpenError(
+    f'{fact}: add --model.{field}={answers} (evaluations: '
+    f'--config.published.{field}=, load: {field}=)',
+    field,
+  )
+
+
+def _unknown(keys: list[str]) -> str:
+  text = f'its {len(keys)} arrays, such as {", ".join(keys[:3])}, '
+  for library, marks in _FOREIGN.items():
+    if any(mark in key for key in keys for mark in marks):
+      return (
+        f'{text}have the names that {library} gives them: read are those of '
+        'EsViT, DINO, MoCo, MAE, SiT and timm; take the file as its authors '
+        'published it'
+      )
+  return f'{text}are of no backbone known ({", ".join(KEYS)})'
+
+
+def _swin(arrays: Mapping, fields: Mapping) -> dict:
+  shape = {'dims': [], 'depths': [], 'heads': []}
+  windows = []
+  while f'layers.{len(windows)}.blocks.0.norm1.weight' in arrays:
+    layer = f'layers.{len(windows)}.blocks'
+    shape['dims'].append(arrays[f'{layer}.0.norm1.weight'].shape[0])
+    shape['depths'].append(_count(arrays, layer))
+    table = arrays[f'{layer}.0.attn.relative_position_bias_table'].shape
+    shape['heads'].append(table[1])
+    windows.append((round(table[0] ** 0.5) + 1) // 2)
+  config = {
+    **{k: tuple(v) for k, v in shape.items()},
+    'patch': arrays['patch_embed.proj.weight'].shape[2],
+    'window': max(windows),
+    **fields,
+  }
+  side = config.get('image_size', 224)
+  expected = [
+    stage_window(side, config['patch'], config['window'], i)[0]
+    for i in range(len(windows))
+  ]
+  if expected != windows:
+    raise ask(
+      f'its windows are {windows}, not {expected} as of {side} px images and '
+      'it does not say for which size it was made',
+      'image_size',
+    )
+  return _named('swin', config)
+
+
+def _vil(arrays: Mapping, fields: Mapping) -> dict:
+  keys = ('dims', 'depths', 'heads', 'sparse', 'global_tokens', 'patches')
+  shape = {k: [] for k in keys}
+  windows, sizes, scale, stage = set(), {}, 1, 1
+  while f'layer{stage}.0.proj.weight' in arrays:
+    layer = f'layer{stage}'
+    dim, _, patch, _ = arrays[f'{layer}.0.proj.weight'].shape
+    rows, heads = arrays[
+      f'{layer}.1.attn.local_relative_position_bias_table'
+    ].shape
+    sparse = f'{layer}.1.attn.query.weight' in arrays
+    no_tokens = np.zeros((1, 0, dim))
+    tokens = arrays.get(f'{layer}.0.cls_token', no_tokens).shape[1]
+    depth = 0
+    while f'{layer}.{2 * depth + 1}.norm.weight' in arrays:
+      depth += 1
+    for k, v in zip(keys, (dim, depth, heads, sparse, tokens, patch)):
+      shape[k].append(v)
+    scale *= patch
+    side = round(rows**0.5) + 1
+    if sparse:
+      windows.add(side // 4)
+    else:
+      sizes[scale] = side // 2
+    stage += 1
+  if len(windows) > 1:
+    raise UserError(f'its stages have chunks of {sorted(windows)} tokens')
+  config = {k: tuple(v) for k, v in shape.items()}
+  if windows:
+    config['window'] = windows.pop()
+  if sizes:
+    # The least size that gives these maps, if there are others.
+    config['image_size'] = max(s * side for s, side in sizes.items())
+  return _named('vil', {**config, **fields})
+
+
+def _vit(arrays: Mapping, fields: Mapping) -> dict:
+  _, tokens, dim = arrays['pos_embed'].shape
+  patch = arrays['patch_embed.proj.weight'].shape[2]
+  side = round((tokens - 1) ** 0.5)
+  config = {
+    'dim': dim,
+    'depth': _count(arrays, 'blocks'),
+    'patch': patch,
+    'image_size': side * patch,
+    'positions': 'learned',
+    **_vit_options(arrays),
+  }
+  for kind, (table, pool) in _TABLES.items():
+    # Tables that never trained tell whose network it is.
+    if np.allclose(arrays['pos_embed'], table(dim, side), atol=1e-6):
+      config |= {'positions': kind, 'pool': pool}
+  config |= fields
+  if 'heads' not in config:
+    config['heads'] = _vit_heads(config)
+  return _named('vit', config)
+
+
+def _vit_options(arrays: Mapping) -> dict:
+  """What fine-tuned ViTs may have, or lack."""
+  options = {}
+  table = arrays.get('blocks.0.attn.relative_position_bias_table')
+  if table is not None:
+    options |= {'rel_pos': True, 'heads': table.shape[1]}
+  if 'blocks.0.gamma_1' in arrays:
+    options['layer_scale'] = 0.1
+  if 'blocks.0.attn.q_bias' in arrays:
+    options['qkv_bias'] = 'qv'
+  if 'norm.weight' not in arrays:
+    options['final_norm'] = False
+  return options
+
+
+def _vit_heads(config: Mapping) -> int:
+  """The heads of all published ViTs of this size, if they agree.
+
+  A table of positions that has been trained may have started as any.
+  """
+  names = {}
+  for name, (module, defaults) in models.BACKBONES.items():
+    positions = defaults.get('positions', 'learned')
+    if (
+      module is models.ViT
+      and all(defaults.get(k) == config[k] for k in ('dim', 'depth'))
+      and config['positions'] in ('learned', positions)
+    ):
+      names.setdefault(defaults['heads'], []).append(name)
+  if len(names) == 1:
+    return next(iter(names))
+  fact = f'a ViT of {config["depth"]} blocks of {config["dim"]} channels'
+  if not names:
+    raise ask(f'{fact}: its shapes do not say how many heads it has', 'heads')
+  choices = ' or '.join(f'{n} ({", ".join(x)})' for n, x in names.items())
+  raise ask(
+    f'{fact} has {choices} heads, and its arrays do not say which',
+    'heads',
+    '|'.join(map(str, names)),
+  )
+
+
+def _cvt(arrays: Mapping, fields: Mapping) -> dict:
+  dims, depths = [], []
+  while f'stage{len(dims)}.0.proj.weight' in arrays:
+    stage = f'stage{len(dims)}'
+    dims.append(arrays[f'{stage}.0.proj.weight'].shape[0])
+    depths.append(_count(arrays, f'{stage}.1.layers', '0.norm.weight'))
+  config = _named(
+    'cvt', {'dims': tuple(dims), 'depths': tuple(depths), **fields}
+  )
+  if config['name'] == 'cvt' and 'heads' not in config:
+    raise ask(
+      f'a CvT of {depths} blocks of {dims} channels: its shapes do not say how '
+      'many heads it has',
+      'heads',
+      ','.join('1' * len(dims)),
+    )
+  return config
+
+
+def _resnet(arrays: Mapping, fields: Mapping) -> dict:
+  if 'layer1.0.conv3.weight' not in arrays:
+    raise UserError(
+      'a ResNet of blocks of two convolutions, such as ResNet-18: only those '
+      'of bottlenecks, such as resnet50, are known'
+    )
+  depths = []
+  while f'layer{len(depths) + 1}.0.conv1.weight' in arrays:
+    layer = f'layer{len(depths) + 1}'
+    depths.append(_count(arrays, layer, 'conv1.weight'))
+  width = arrays['conv1.weight'].shape[0]
+  return _named('resnet', {'depths': tuple(depths), 'width': width, **fields})
+
+
+def _count(arrays: Mapping, layer: str, key: str = 'norm1.weight') -> int:
+  count = 0
+  while f'{layer}.{count}.{key}' in arrays:
+    count += 1
+  return count
+
+
+def _named(family: str, config: Mapping) -> dict:
+  """`config` under the name that already says most of it."""
+  for name, (module, defaults) in models.BACKBONES.items():
+    if NAMES.get(module) != family or name == family:
+      continue
+    known = {f.name: f.default for f in dataclasses.fields(module)} | defaults
+    sizes = ('dims', 'depths', 'heads', 'dim', 'depth', 'positions')
+    defaults = known | defaults if family == 'vit' else defaults
+    if all(config.get(k, v) == v for k, v in defaults.items() if k in sizes):
+      return {
+        'name': name,
+        **{k: v for k, v in config.items() if known.get(k, ...) != v},
+      }
+  return {'name': family, **config}

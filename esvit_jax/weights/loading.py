@@ -1,0 +1,90 @@
+"""Weights at a path, whatever is there."""
+
+import os
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from esvit_jax.errors import UserError
+from esvit_jax.weights import directory, families, published, reading
+from esvit_jax.weights.handover import AUTO, NETWORKS
+from esvit_jax.weights.networks import Weights, forward
+from esvit_jax.weights.tables import listed
+
+
+def load(
+  path: str, which: str = AUTO, fields: Mapping | None = None
+) -> Weights:
+  """The weights at a path.
+
+  Args:
+    path: a run directory, a converted one, a file of torch.save, or a
+      safetensors file.
+    which: 'student', 'teacher', 'both' (all there are), or 'auto' for the one
+      handed on; it is `handed_on` of the result.
+    fields: of the backbone, such as {'heads': 3}: for a file that does not say
+      them itself.
+
+  Raises:
+    UserError: there are none, not what was asked for, or a choice is open.
+  """
+  if not os.path.isdir(path):
+    return reading.from_file(published.read(path), which, fields)
+  weights = directory.read(path, which)
+  for field, value in (fields or {}).items():
+    said = weights.about['model'].get(field)
+    if field != 'name' and said != value:
+      raise UserError(f'{path} says itself that its {field} is {said}')
+  return weights
+
+
+def load_one(path: str, which: str = AUTO, fields: Mapping | None = None) -> Weights:
+  """As `load`, but of a single network, whose features can be used.
+
+  Raises:
+    UserError: as `load`, or arrays of its backbone are random.
+  """
+  if which not in (AUTO, *NETWORKS):
+    raise UserError(f"which is '{which}': use auto, {', '.join(NETWORKS)}")
+  weights = load(path, which, fields)
+  if random := weights.about.get('random'):
+    raise UserError(
+      f'{path!r}: {listed("arrays of its backbone are random", random)} (they '
+      'were missing when it was converted): train it before it is used'
+    )
+  return weights
+
+
+def load_for(model: Mapping, path: str, which: str = AUTO) -> Weights:
+  """As `load`, for training of `model`, whose fields settle an open choice.
+
+  Raises:
+    UserError: as `load`, or it has other heads, which no shape would show.
+  """
+  try:
+    weights = load(path, which)
+  except families.OpenError as e:
+    weights = load(path, which, {e.field: model[e.field]})
+  heads, own = weights.about['model'].get('heads'), model.get('heads')
+  if heads != own:
+    raise UserError(
+      f'{path!r} has {heads} attention heads, config.model {own}: their shapes '
+      f'agree, their features do not; set --config.model.heads={heads}'
+    )
+  return weights
+
+
+def answers(published: Mapping) -> dict:
+  """The fields in the `published` section of an evaluation's config."""
+  fields = {k: v for k, v in published.items() if v}
+  if len(fields.get('heads', ())) == 1:
+    (fields['heads'],) = fields['heads']  # of a ViT
+  return fields
+
+
+def features(path, which: str = AUTO, fields: Mapping | None = None):
+  """(apply, variables) of a network; see `esvit_jax.load`."""
+  weights = load_one(os.fspath(path), which, fields)
+  variables = jax.tree.map(jnp.asarray, weights.variables())
+  return forward(weights.backbone), variables

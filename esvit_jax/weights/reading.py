@@ -1,0 +1,273 @@
+"""Published arrays -> `Weights`, part by part."""
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+from flax import traverse_util
+
+from esvit_jax.errors import UserError
+from esvit_jax.weights import (
+  accounting,
+  architecture,
+  arguments,
+  families,
+  masks,
+  published,
+  tables,
+)
+from esvit_jax.weights.accounting import Account, Allowed, Part
+from esvit_jax.weights.handover import AUTO, NETWORKS, handed_on
+from esvit_jax.weights.networks import POOLED_NORM, Weights
+from esvit_jax.weights.published import CENTRES, HEADS, OWN
+from esvit_jax.weights.tables import Arrays
+
+# What is taken over of our own description of a file.
+ABOUT = (
+  *('model', 'channels', 'mean', 'std', 'head'),
+  *('batches', 'buffers', 'random'),
+)
+IMAGENET = {'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}
+_COUNT = 'num_batches_tracked'
+
+
+def from_file(
+  file: published.File,
+  which: str = 'both',
+  fields: Mapping | None = None,
+  allowed: Allowed | None = None,
+) -> Weights:
+  """The weights of a published file, every key of it accounted for.
+
+  Args:
+    file: as `published.read` gives it.
+    which: 'student', 'teacher', 'both' or 'auto'; a file of one unnamed
+      network has it as either.
+    fields: of the backbone. Without a name, the file's own description is
+      taken, or the architecture inferred.
+    allowed: what may differ.
+
+  Raises:
+    UserError: keys are missing, unexpected, of another shape or type, or
+      leave a choice that `fields` does not settle.
+  """
+  try:
+    return _from_file(file, which, dict(fields or {}), allowed or Allowed())
+  except families.OpenError as e:
+    raise families.OpenError(f'{file.path!r}: {e}', e.field) from None
+  except UserError as e:
+    raise UserError(f'{file.path!r}: {e}') from None
+
+
+def _from_file(file, which, fields, allowed) -> Weights:
+  account = Account(allowed, list(file.notes))
+  networks = _selected(file, which)
+  account.leave_out(file.others)
+  if (file.about or {}).get('layout') == OWN:
+    return _from_own(file, networks, account)
+  buffers = set()
+  for name, arrays in networks.items():
+    arrays = accounting.single_precision(arrays, account.notes)
+    networks[name], found = masks.taken_out(arrays)
+    buffers |= found
+  if buffers:
+    account.notes.append(f'{", ".join(buffers)}: constant, as of this network')
+
+  first = next(iter(networks.values()))
+  config = _config(first, fields, file, account.notes)
+  backbone = published.split(first)['backbone']
+  module = architecture.build(config, backbone)
+  about = {
+    'model': architecture.resolved(config, module),
+    'channels': architecture.channels(module, backbone),
+  }
+  about |= _normalisation(file, about['channels'], account.notes)
+  if buffers:
+    about['buffers'] = sorted(buffers)
+  result = {
+    name: _read_network(name, arrays, module, about, account)
+    for name, arrays in networks.items()
+  }
+  heads = {tuple(h for h in HEADS if h in x['params']) for x in result.values()}
+  if len(heads) > 1:
+    raise UserError('its student and its teacher have not the same heads')
+  batches = {name: _batches(arrays) for name, arrays in networks.items()}
+  return _weights(file, result, about, account, batches)
+
+
+def _selected(file: published.File, which: str) -> dict[str, Arrays]:
+  """The networks asked for; one unnamed network is 'model' or as asked."""
+  networks = dict(file.networks)
+  if which == AUTO:
+    recorded = (file.about or {}).get('handed_on')
+    best = handed_on(networks, recorded, file.method)
+    which = 'both' if 'model' in networks else best
+  if 'model' not in networks and which not in ('both', *networks):
+    raise UserError(f'it has no {which}, only {", ".join(networks)}')
+  if which != 'both':
+    networks = {which: networks.get(which, networks.get('model'))}
+  return networks
+
+
+def _weights(file, networks, about, account, batches) -> Weights:
+  """The result, one unnamed network as both."""
+  account.check_all_used()
+  if account.random or (file.about or {}).get('random'):
+    about['random'] = account.random or file.about['random']
+  if 'model' in networks:
+    networks = dict.fromkeys(NETWORKS, networks['model'])
+    batches = dict.fromkeys(NETWORKS, batches.get('model'))
+    account.notes.append('one network: it is both student and teacher')
+  batches = {name: counts for name, counts in batches.items() if counts}
+  if batches:
+    about['batches'] = batches
+  recorded = (file.about or {}).get('handed_on')
+  best = handed_on(networks, recorded, file.method)
+  centres = _centres(file.centres, about)
+  return Weights(about, networks, centres, best, tuple(account.notes))
+
+
+def _config(arrays, fields, file, notes) -> dict:
+  """The config of the backbone, and notes on where it comes from."""
+  if 'name' in fields:
+    source, config = 'as asked for', fields
+  elif file.about is not None:
+    source, config = 'its own description', {**file.about['model'], **fields}
+  else:
+    known = _evidence(arrays, file, notes)
+    source = 'inferred from the shapes'
+    backbone = published.split(arrays)['backbone']
+    config = families.infer(backbone, {**known, **fields})
+  told = [
+    f'{k} {v}'
+    for k, v in config.items()
+    if k not in ('name', 'dtype', 'init_scale')
+  ]
+  name = ' with '.join(
+    [str(config.get('name')), *filter(None, [', '.join(told)])]
+  )
+  notes.append(f'architecture: {name}, {source}')
+  return config
+
+
+def _evidence(arrays: Arrays, file: published.File, notes: list[str]) -> dict:
+  """Fields of the backbone that its surroundings tell, not its arrays."""
+  family = families.of_keys(arrays)
+  known, more = arguments.fields(file.arguments, family, file.method)
+  notes += more
+  kind = published.kind(arrays)
+  if f'{POOLED_NORM}.weight' in arrays and family == 'vit':
+    known['pool'] = 'mean'
+  if kind == 'sit':
+    known['resize_extra'] = 0.1
+  dino_head = 'head.last_layer.weight_v' in arrays
+  if family == 'vit' and dino_head:
+    # EsViT's ViT makes its crops itself, DINO's has a wrapper around it.
+    wrapped = any(p.endswith('backbone.') for p in file.prefixes.values())
+    if arguments.is_dino(file.arguments) or (not file.arguments and wrapped):
+      known['resize_extra'] = 0.1
+      notes.append("resize_extra 0.1: DINO's, by its args or prefix")
+  if family == 'vit' and kind is None and not dino_head:
+    notes.append(
+      "no heads: other image sizes resize its positions as EsViT does; DINO's "
+      'way is --model.resize_extra=0.1'
+    )
+  return known
+
+
+def _normalisation(file, channels: int, notes: list[str]) -> dict:
+  """Mean and std of the images that a network was trained on."""
+  own = file.about or {}
+  if 'mean' in own and 'std' in own:
+    return {k: own[k] for k in ('mean', 'std')}
+  if channels != 3 or file.about is not None:
+    return {}
+  notes.append("mean and std: ImageNet's, as all published recipes have")
+  return dict(IMAGENET)
+
+
+def _read_network(name, arrays, module, about, account) -> dict:
+  """{'params', 'batch_stats'} of a network, part by part."""
+  parts = published.split(arrays)
+  if 'head_dense' in parts and 'head' not in parts:
+    raise UserError(f'its {name} has a head_dense but no head')
+  heads = [architecture.head(parts[k]) for k in HEADS if k in parts]
+  if any(head != about.setdefault('head', heads[0]) for head in heads):
+    raise UserError('its heads are of different sizes')
+  variables = {'params': {}, 'batch_stats': {}}
+  for part, part_arrays in parts.items():
+    where = f'{name} {part}'
+    if part == 'beside':
+      layout = published.kind(arrays)
+      init = functools.partial(_as_they_are, part_arrays, layout)
+      read = account.read(part_arrays, Part(f'{name} {layout}', layout, init))
+      for collection, tree in read.items():
+        variables[collection] |= tree
+      continue
+    if part == 'backbone':
+      layout = families.NAMES.get(type(module))
+      init = architecture.backbone_init(module, about['channels'])
+      spec = Part(where, layout, init)
+    else:
+      layout = architecture.head_layout(about['head'])
+      init = architecture.head_init(about['head'], module.num_features)
+      spec = Part(where, layout, init, f'{part}.')
+    for collection, tree in account.read(part_arrays, spec).items():
+      variables[collection][part] = tree
+  return variables
+
+
+def _as_they_are(arrays: Arrays, layout: str, key) -> dict:
+  """Fresh variables of the shapes of `arrays`."""
+  del key
+  return tables.implied(arrays, layout)
+
+
+def _batches(arrays: Arrays) -> dict[str, int]:
+  """How many batches each batch norm has seen, where they say it."""
+  return {k: int(v) for k, v in arrays.items() if k.endswith(_COUNT) and v}
+
+
+def _centres(arrays: Arrays, about: dict) -> Arrays:
+  """Centres f[1, K] -> f[K]."""
+  centres = {}
+  for name, value in arrays.items():
+    width = about.get('head', {}).get('out_dim')
+    if value.shape != (1, width) or value.dtype != np.float32:
+      raise UserError(
+        f'{CENTRES}{name} is {value.dtype}{list(value.shape)}, not '
+        f'float32[1, {width}] as of its head'
+      )
+    centres[name] = np.array(value[0])
+  return centres
+
+
+def _from_own(file, networks, account) -> Weights:
+  """The weights of a file with our own names."""
+  model = file.about['model']
+  module = architecture.build(model, next(iter(networks.values())))
+  about = {k: v for k, v in file.about.items() if k in ABOUT}
+  init = architecture.backbone_init(module, about['channels'])
+  like = {
+    f'{collection}/backbone/{path}': x
+    for collection, tree in accounting.shapes('backbone', init).items()
+    for path, x in traverse_util.flatten_dict(tree, sep='/').items()
+  }
+  result = {}
+  for name, arrays in networks.items():
+    differ = [
+      k
+      for k, x in like.items()
+      if k not in arrays or arrays[k].shape != x.shape
+    ]
+    strange = [
+      k for k in arrays if k.split('/')[1:2] == ['backbone'] and k not in like
+    ]
+    if differ or strange:
+      raise UserError(
+        f'{name}: {tables.listed("not of its model", differ + strange)}'
+      )
+    tree = traverse_util.unflatten_dict(arrays, sep='/')
+    result[name] = {'params': {}, 'batch_stats': {}, **tree}
+  account.notes.append(f'architecture: {model["name"]}, its own description')
+  return _weights(file, result, about, account, {})

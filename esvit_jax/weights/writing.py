@@ -1,0 +1,149 @@
+"""`Weights` -> published arrays, part by part."""
+
+import numpy as np
+from flax import traverse_util
+
+from esvit_jax.models import Swin
+from esvit_jax.models.swin import stage_window
+from esvit_jax.weights import architecture, families, masks, published, tables
+from esvit_jax.weights.handover import AUTO
+from esvit_jax.weights.networks import POOLED_NORM, Weights
+from esvit_jax.weights.published import CENTRES, HEADS, OWN
+from esvit_jax.weights.tables import Arrays
+
+_MOCO = {'student': 'base_encoder.', 'teacher': 'momentum_encoder.'}
+
+
+def to_published(
+  weights: Weights, which: str = AUTO, centres: bool = False, prefix: str = ''
+) -> Arrays:
+  """Arrays by published key, of one network or of both.
+
+  DINO's heads are `head.` and `head_dense.`. With 'both', keys begin with
+  `student.` or `teacher.`, as files of the training code nest, or as MoCo's
+  one state_dict has them. Networks of no published layout have our own names.
+
+  Args:
+    weights: of the networks.
+    which: 'student', 'teacher', 'both', or 'auto' for the one handed on.
+    centres: whether DINO's centres come along, as `dino_loss.`.
+    prefix: put before the keys of the backbone, such as `backbone.backbone.`,
+      the wrappers of EsViT's ResNet.
+  """
+  which = weights.handed_on if which == AUTO else which
+  flat = {}
+  for name in weights.networks if which == 'both' else (which,):
+    arrays = _network_arrays(weights, name, prefix)
+    moco = layout(weights, name) == 'moco'
+    start = _MOCO[name] if moco else f'{name}.'
+    for key, value in arrays.items():
+      outside = which != 'both' or (moco and key.startswith('predictor.'))
+      flat[key if outside else start + key] = value
+  if centres:
+    flat |= {
+      CENTRES + k: np.asarray(v)[None] for k, v in weights.centres.items()
+    }
+  return flat
+
+
+def layout(weights: Weights, network: str) -> str | None:
+  """The layout of a whole network, None for a backbone with DINO's heads.
+
+  `OWN` where no published layout holds it.
+  """
+  params = weights.networks[network]['params']
+  family = families.NAMES.get(type(weights.backbone))
+  if family is None:
+    return OWN
+  head = params.get('head', {})
+  if 'decoder' in params:
+    kind = 'd2mae' if 'tail_block' in params else 'mae'
+  elif 'head_recons' in params:
+    kind = 'sit'
+  elif 'hidden' in params:
+    kind = 'sit_classifier'
+  elif 'kernel' in head:
+    return f'{family}_classifier'
+  elif 'predictor' in params or ('fc0' in head and 'last_layer' not in head):
+    kind = 'moco'
+  else:
+    return None if params.keys() <= {'backbone', *HEADS} else OWN
+  return kind if family == 'vit' else OWN
+
+
+def _network_arrays(weights: Weights, name: str, prefix: str) -> Arrays:
+  whole = layout(weights, name)
+  tree = weights.networks[name]
+  if whole == OWN:
+    return traverse_util.flatten_dict(tree, sep='/')
+  if whole:
+    arrays = tables.to_published(tree, whole)
+  else:
+    arrays = {}
+    for part in tree['params']:
+      variables = weights.variables(name, part)
+      variables.pop(POOLED_NORM, None)
+      start = '' if part == 'backbone' else f'{part}.'
+      part_layout = (
+        families.NAMES[type(weights.backbone)]
+        if part == 'backbone'
+        else architecture.head_layout(weights.about['head'])
+      )
+      published_part = tables.to_published(variables, part_layout)
+      arrays |= {f'{start}{k}': v for k, v in published_part.items()}
+  if masks.KEY in weights.about.get('buffers', ()):
+    arrays |= masks.of(weights.backbone)
+  for key, count in weights.about.get('batches', {}).get(name, {}).items():
+    arrays[key] = np.asarray(count, np.int64)
+  if prefix:
+    beside = published.BESIDE
+    arrays = {
+      k if k.startswith(beside) or k.startswith(HEADS) else prefix + k: v
+      for k, v in arrays.items()
+    }
+  return arrays
+
+
+def remarks(weights: Weights, which: str = AUTO) -> list[str]:
+  """What to know before the written arrays are loaded elsewhere."""
+  network = next(iter(weights.networks)) if which == 'both' else which
+  network = weights.handed_on if network == AUTO else network
+  module, lines = weights.backbone, []
+  if layout(weights, network) == OWN:
+    parts = ', '.join(weights.networks[network]['params'])
+    lines.append(
+      f'no published layout holds a {type(module).__name__} with these parts '
+      f'({parts}): the arrays have names of our own'
+    )
+  if isinstance(module, Swin):
+    lines += _constructor(module)
+  return lines
+
+
+def _constructor(module: Swin) -> list[str]:
+  """Whether the published constructor builds these windows and shifts."""
+
+  def published_windows(image_size):
+    sides = [image_size // module.patch // 2**i for i in stages]
+    window = module.window
+    return [
+      (side, 0) if side <= window else (window, window // 2) for side in sides
+    ]
+
+  stages = range(len(module.depths))
+  ours = [
+    stage_window(module.image_size, module.patch, module.window, i)
+    for i in stages
+  ]
+  if published_windows(module.image_size) == ours:
+    return []
+  text = (
+    f'the published Swin with img_size={module.image_size} builds windows of '
+    f'{[w for w, _ in published_windows(module.image_size)]} tokens, not '
+    f'{[w for w, _ in ours]}'
+  )
+  sizes = range(module.patch, 2049, module.patch)
+  fitting = next((s for s in sizes if published_windows(s) == ours), None)
+  if fitting:
+    return [f'{text}: build it there with img_size={fitting}']
+  return [f'{text}, at no img_size: the file loads here, not there']
