@@ -180,9 +180,7 @@ def _read_directory(args, which: str) -> Weights:
       f'{args.source} is a run directory already: give OUT a name that ends '
       'in .safetensors'
     )
-  if (
-    args.model or args.prefix or args.allow_missing or args.allow_unexpected
-  ):
+  if args.model or args.prefix or args.allow_missing or args.allow_unexpected:
     raise UserError(
       f'{args.source} is a run directory, which says itself what it holds: '
       'leave --arch, --model, --prefix and --allow out'

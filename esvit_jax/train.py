@@ -99,7 +99,9 @@ def start(job: Job) -> state_lib.TrainState:
     model = architecture.resolved(
       job.config.model, models.build(job.config.model)
     )
-    return with_backbone(state, loading.load_for(model, init.checkpoint, init.which))
+    return with_backbone(
+      state, loading.load_for(model, init.checkpoint, init.which)
+    )
   step = init.epoch * job.horizon.steps_per_epoch
   if init.checkpoint:
     parts = restore_parts(

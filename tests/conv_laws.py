@@ -19,8 +19,14 @@ from runs import tiny
 import esvit_jax
 from esvit_jax import data, models, sharding
 from esvit_jax.run import jobs
-from esvit_jax.weights import architecture, export, published, tables
-from esvit_jax.weights import networks as weights
+from esvit_jax.weights import (
+  directory,
+  export,
+  families,
+  published,
+  reading,
+  tables,
+)
 
 KEY = jax.random.key(0)
 
@@ -82,7 +88,7 @@ def published_is_met(golden_name: str, name: str, table: str) -> None:
   """Features of the published code, sizes of the weights, and back again."""
   golden, entry = golden_weights.load(golden_name)
   state = golden_weights.weights(entry['state_dict'])
-  config = architecture.infer(state, {})
+  config = families.infer(state, {})
   assert config == {'name': name}
   backbone = models.build({**config, 'drop_path': 0.5})
   variables = tables.from_published(
@@ -281,11 +287,11 @@ def files_give_equal_features(case: Case, folder) -> None:
   )
   file = published.read(os.fspath(path))
   assert f'teacher: prefix {case.prefix!r}' in file.notes
-  found = weights.from_file(file, config=case.infer)
+  found = reading.from_file(file, fields=case.infer)
   told = models.build({**found.about['model'], 'drop_path': 0.1})
   assert told == backbone
   export.save(os.fspath(folder / 'b.safetensors'), found)
-  export.save_run(os.fspath(folder / 'run'), found, 'a.pth')
+  directory.write(os.fspath(folder / 'run'), found, 'a.pth')
 
   images = groups()[0][:, 0]
   (want,), _ = forward(backbone, False)(variables, (images[:, None],), KEY)

@@ -16,7 +16,7 @@ from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
 from esvit_jax.methods import finetune
 from esvit_jax.protocols.finetune import resolved
-from esvit_jax.weights import export
+from esvit_jax.weights import export, loading
 from esvit_jax.weights.networks import Weights
 
 B, CLASSES = 16, 5

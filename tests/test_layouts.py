@@ -11,8 +11,7 @@ from configs.eval import finetune
 from esvit_jax import methods, models
 from esvit_jax.errors import UserError
 from esvit_jax.state import Horizon, Run
-from esvit_jax.weights import networks as weights
-from esvit_jax.weights import published, tables
+from esvit_jax.weights import published, reading, tables, writing
 
 
 def network(config, **given) -> dict:
@@ -73,7 +72,7 @@ def test_a_file_comes_back_byte_for_byte(tmp_path, kind, prefix):
   arrays = tables.to_published(variables, kind)
   path = saved(tmp_path, arrays, prefix)
   file = published.read(str(path), None)
-  found = weights.from_file(file, config={'heads': 2})
+  found = reading.from_file(file, fields={'heads': 2})
   jax.tree.map(
     np.testing.assert_array_equal,
     found.networks['student']['params'],
@@ -81,7 +80,7 @@ def test_a_file_comes_back_byte_for_byte(tmp_path, kind, prefix):
   )
   extra = found.about['model']['resize_extra']
   assert extra == (0.1 if kind == 'sit' else 0)
-  back = weights.to_published(found)
+  back = writing.to_published(found)
   assert back.keys() == arrays.keys()
   for k, v in arrays.items():
     np.testing.assert_array_equal(back[k], v)
@@ -99,10 +98,10 @@ def test_distilled_students_leave_their_teacher(tmp_path):
   state['module.tch_model.cls_token'] = np.zeros((1, 1, 48), np.float32)
   path = saved(tmp_path, state, '')
   file = published.read(str(path), None)
-  found = weights.from_file(file, config={'heads': 2})
+  found = reading.from_file(file, fields={'heads': 2})
   assert 'attn_adapter' in found.networks['student']['params']
-  assert any('frozen teacher, 1 arrays' in note for note in file.notes)
-  assert weights.to_published(found).keys() == arrays.keys()
+  assert any('frozen teacher, 1 arrays' in note for note in found.notes)
+  assert writing.to_published(found).keys() == arrays.keys()
 
 
 def test_frozen_tables_tell_whose_network_it_is(tmp_path):
@@ -113,7 +112,7 @@ def test_frozen_tables_tell_whose_network_it_is(tmp_path):
   )
   arrays = tables.to_published(jax.device_get(variables), 'vit')
   path = saved(tmp_path, arrays, '')
-  found = weights.from_file(published.read(str(path), None))
+  found = reading.from_file(published.read(str(path), None))
   about = found.about['model']
   assert (about['name'], about['heads'], about['pool']) == (
     'mae_tiny',
@@ -127,4 +126,4 @@ def test_a_strange_key_of_a_decoder_is_told(tmp_path):
   arrays['decoder_extra.weight'] = np.zeros((2, 2), np.float32)
   path = saved(tmp_path, arrays, '')
   with pytest.raises(UserError, match='decoder_extra'):
-    weights.from_file(published.read(str(path), None), config={'heads': 2})
+    reading.from_file(published.read(str(path), None), fields={'heads': 2})

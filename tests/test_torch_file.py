@@ -162,7 +162,7 @@ def test_reads_files_without_checksums(save):
     (b'', 'is empty'),
     (b'<!DOCTYPE html>\n<p>no', "text file that starts with '<!DOCTYPE html>"),
     ('ключ: ä\n'.encode() * 99, 'text file'),
-    (b'\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\2M\xe9\3.', 'before 1.6'),
+    (b'\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\2M\xe9\3.', 'too early'),
     (pickle.dumps({'a': 1}), 'bare pickle'),
     (b'\x10\0\0\0\0\0\0\0{"a":{}}        ', 'safetensors'),
     (b'\x1f\x8b\x08' + bytes(99), 'gzip'),

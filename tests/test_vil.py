@@ -17,7 +17,7 @@ from esvit_jax import data, models, sharding
 from esvit_jax.errors import UserError
 from esvit_jax.models import chunks, longformer
 from esvit_jax.run import jobs
-from esvit_jax.weights import architecture, export, tables
+from esvit_jax.weights import architecture, export, families, tables
 from esvit_jax.weights.networks import Weights
 
 KEY = jax.random.key(0)
@@ -160,8 +160,8 @@ def test_architectures_are_told_by_their_shapes(config):
   module = models.build({**config, 'drop_path': 0.0})
   shapes = models.abstract_variables(module)
   variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-  state = tables.to_published(variables, architecture.family(module))
-  found = architecture.infer(state, {})
+  state = tables.to_published(variables, families.NAMES[type(module)])
+  found = families.infer(state, {})
   assert found['name'] == config['name']
   found = models.build({**found, 'drop_path': 0.0})
   again = models.abstract_variables(found)

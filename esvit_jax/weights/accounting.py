@@ -53,7 +53,7 @@ class Account:
     used: patterns of `allowed` that were of use.
   """
 
-  allowed: Allowed = Allowed()
+  allowed: Allowed
   notes: list[str] = dataclasses.field(default_factory=list)
   random: list[str] = dataclasses.field(default_factory=list)
   used: set[str] = dataclasses.field(default_factory=set)

@@ -105,5 +105,3 @@ def head_layout(fields: Mapping) -> str:
 def _number(key: str) -> int:
   part = key.split('.')[1]
   return int(part) if part.isdigit() else -1
-
-

@@ -116,7 +116,7 @@ def _config(path: str) -> dict:
   try:
     with open(name, encoding='utf-8') as f:
       config = json.load(f)
-    config['model']['name'], config['data']['channels']  # noqa: B018
+    config['model']['name'], config['data']['channels']
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise UserError(
       f'cannot read {name} ({type(e).__name__}): give the directory of a run, '

@@ -69,6 +69,8 @@ def infer(backbone: Mapping[str, np.ndarray], fields: Mapping) -> dict:
   }[name]
   try:
     return infer_family(backbone, fields)
+  except UserError:
+    raise
   except KeyError as e:
     raise UserError(f'looks like {name}, but lacks {e.args[0]}') from None
   except (IndexError, ValueError, TypeError) as e:

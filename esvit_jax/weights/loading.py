@@ -39,7 +39,9 @@ def load(
   return weights
 
 
-def load_one(path: str, which: str = AUTO, fields: Mapping | None = None) -> Weights:
+def load_one(
+  path: str, which: str = AUTO, fields: Mapping | None = None
+) -> Weights:
   """As `load`, but of a single network, whose features can be used.
 
   Raises:

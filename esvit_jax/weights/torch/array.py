@@ -71,6 +71,15 @@ class Storages:
     self.member, self.order, self.room = member, order, room
     self.arrays = {}
 
+  def claim(self, storage: Storage, count: int) -> None:
+    """Checks the number of values that a pickle says a storage holds."""
+    held = len(self.elements(storage))
+    if type(count) is not int or count != held:
+      raise RefusedError(
+        f'claims {short(count)} values in storage {storage.key}, which holds '
+        f'{held}: refused'
+      )
+
   def elements(self, storage: Storage) -> np.ndarray:
     """The values of a storage, [n]; read and checked once."""
     if storage not in self.arrays:
@@ -102,6 +111,11 @@ class Storages:
     steps = [s * values.itemsize if n > 1 else 0 for n, s in zip(size, stride)]
     start = offset * values.itemsize
     return np.ndarray(size, values.dtype, values, start, steps)
+
+
+def itemsize(code: str) -> int:
+  """Bytes of a value in a file; `code` as in CODES."""
+  return np.dtype(_STORED.get(code, code)).itemsize
 
 
 def elements(raw: memoryview | bytes, code: str, order: str) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Reads what torch.save wrote, without torch and without running anything.
 
 The file is a zip: `NAME/data.pkl` is a pickle that describes the tree,
-`NAME/data/N` are the bytes of storage N. The zip stays where it is (it is
-mapped, never extracted). The pickle goes through `torch_pickle`, which can
-make nothing but arrays and plain containers.
+`NAME/data/N` are the bytes of storage N (before 1.6: see legacy.py). The zip
+stays where it is (it is mapped, never extracted). The pickle goes through
+`torch_pickle`, which can make nothing but arrays and plain containers.
 """
 
 import mmap
@@ -15,6 +15,7 @@ import zipfile
 import zlib
 
 from esvit_jax.errors import UserError
+from esvit_jax.weights.torch import legacy
 from esvit_jax.weights.torch import pickle as torch_pickle
 from esvit_jax.weights.torch.array import RefusedError, Storages, short
 
@@ -43,10 +44,13 @@ def read(path: str | os.PathLike) -> dict:
       anything else than the above.
   """
   try:
-    archive = _Archive(_map(path))
-    code = archive.pickle()
-    storages = Storages(archive.member, archive.order(), archive.limit)
-    tree = torch_pickle.run(code, storages)
+    data = _map(path)
+    if legacy.recognised(data[:16]):
+      tree = legacy.read(data, _GROWTH * len(data) + _SLACK)
+    else:
+      archive = _Archive(data)
+      storages = Storages(archive.member, archive.order(), archive.limit)
+      tree = torch_pickle.run(archive.pickle(), storages)
     if not isinstance(tree, dict):
       raise RefusedError(
         f'holds a {type(tree).__name__} where a checkpoint holds a dict: '
@@ -57,8 +61,14 @@ def read(path: str | os.PathLike) -> dict:
     raise UserError(f'{os.fspath(path)!r}: {error}') from None
 
 
+def is_legacy(path: str | os.PathLike) -> bool:
+  """Whether a file is in torch's format from before 1.6."""
+  with open(path, 'rb') as file:
+    return legacy.recognised(file.read(16))
+
+
 def _map(path: str | os.PathLike) -> mmap.mmap:
-  """Maps a file that starts like a zip into memory, read-only."""
+  """Maps a file that torch.save may have written into memory, read-only."""
   try:
     # Looking first: opening a pipe would wait for ever.
     mode = os.stat(path).st_mode
@@ -68,7 +78,7 @@ def _map(path: str | os.PathLike) -> mmap.mmap:
       raise RefusedError('is not a regular file: name a checkpoint file')
     with open(path, 'rb') as file:
       head = file.read(512)
-      if not head.startswith(b'PK\3\4'):
+      if not head.startswith(b'PK\3\4') and not legacy.recognised(head):
         raise RefusedError(_other_format(head))
       return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
   except FileNotFoundError:
@@ -82,11 +92,6 @@ def _other_format(head: bytes) -> str:
   """Says what a file is, given how it starts, and what to do."""
   if not head:
     return 'is empty: download or copy it again'
-  if head[:2] == b'\x80\2' and b'\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8' in head[:16]:
-    return (
-      "is in torch's format from before 1.6: load it with torch and torch.save "
-      'it again'
-    )
   if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 1 << 40:
     return 'is a safetensors file, not one of torch.save: load it as such'
   kinds = {

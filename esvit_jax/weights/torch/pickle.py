@@ -39,7 +39,13 @@ def run(code: bytes, storages: Storages) -> Any:
   Raises:
     RefusedError: it is damaged, or asks for anything else.
   """
-  return _Machine(code, storages).run()
+  return run_at(code, storages)[0]
+
+
+def run_at(code: bytes, storages: Storages) -> tuple[Any, int]:
+  """As `run`, of a pickle that more may follow; its length comes along."""
+  machine = _Machine(code, storages)
+  return machine.run(), machine.at
 
 
 # What the names of the pickle stand for. A maker gets the machine first.
@@ -377,23 +383,19 @@ class _Machine:
 
   def point(self, target: object):
     """Puts the storage on the stack that a persistent id names."""
-    if type(target) is not tuple or len(target) != 5:
+    # The older format has a sixth field, for views, that is always None.
+    if type(target) is not tuple or target[5:] not in ((), (None,)):
       raise RefusedError('points to something that is no storage: refused')
-    word, kind, key, _, count = target
+    word, kind, key, _, count = target[:5]
     if (
       not _says(word, 'storage')
       or type(kind) is not _Kind
       or type(key) is not str
-      or not re.fullmatch('[0-9]{1,9}', key)
+      or not re.fullmatch('[0-9]{1,20}', key)
     ):
       raise RefusedError('points to something that is no storage: refused')
     storage = Storage(key, kind.code)
-    held = len(self.storages.elements(storage))
-    if type(count) is not int or count != held:
-      raise RefusedError(
-        f'claims {short(count)} values in storage {key}, which holds {held}: '
-        'refused'
-      )
+    self.storages.claim(storage, count)
     self.stack.append(storage)
 
 
