@@ -27,7 +27,7 @@ from esvit_jax.errors import Stopped, UserError
 from esvit_jax.run import jobs, summary
 from esvit_jax.run.evaluation import Evaluation, headline
 from esvit_jax.run.jobs import Job
-from esvit_jax.weights import architecture, loading, networks
+from esvit_jax.weights import loading, networks
 from esvit_jax.weights.networks import Weights
 from esvit_jax.workdir import health, provenance
 from esvit_jax.workdir.checkpoint import Checkpoints, restore_parts
@@ -95,13 +95,8 @@ def start(job: Job) -> state_lib.TrainState:
   """The state of step 0, or of another run's weights (config.init)."""
   init = job.config.init
   if init.checkpoint and init.part == 'backbone':
-    state = jobs.create_state(job)
-    model = architecture.resolved(
-      job.config.model, models.build(job.config.model)
-    )
-    return with_backbone(
-      state, loading.load_for(model, init.checkpoint, init.which)
-    )
+    weights = loading.load_for(job.config.model, init.checkpoint, init.which)
+    return with_backbone(jobs.create_state(job), weights)
   step = init.epoch * job.horizon.steps_per_epoch
   if init.checkpoint:
     parts = restore_parts(

@@ -10,7 +10,7 @@ from esvit_jax.analysis import correspondence
 from esvit_jax.analysis.plots.correspondence import matches_png
 from esvit_jax.analysis.plots.images import pixels
 from esvit_jax.protocols.setup import Result, prepare
-from esvit_jax.weights import networks as weights_lib
+from esvit_jax.weights import networks
 
 
 def run(config, directory: str, out) -> Result:
@@ -25,7 +25,7 @@ def run(config, directory: str, out) -> Result:
   if setup.weights.about['channels'] != 3:
     copy |= {'hue': 0.0, 'saturation': 0.0, 'gray': 0.0}
   groups = augment.view_groups({'copy': copy})
-  forward = weights_lib.forward(setup.backbone)
+  forward = networks.forward(setup.backbone)
 
   def pair(rows):
     """Images, and a copy of each."""

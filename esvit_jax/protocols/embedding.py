@@ -9,7 +9,6 @@ from esvit_jax import data, evals
 from esvit_jax.analysis import pictures
 from esvit_jax.evals.finite import counted, finite_rows
 from esvit_jax.protocols.setup import Result, prepare
-from esvit_jax.weights import networks as weights_lib
 
 
 def run(config, directory: str, out) -> Result:
@@ -32,7 +31,7 @@ def run(config, directory: str, out) -> Result:
     with data.epoch(some, len(some)) as feed:
       return np.asarray(setup.normalize(next(feed)))
 
-  inspect = weights_lib.inspect(setup.backbone)
+  inspect = networks.inspect(setup.backbone)
   variables = setup.variables
   folder = os.path.dirname(setup.picture('x'))
   pictures.of_images(

@@ -5,7 +5,7 @@ import os
 from esvit_jax import models, train
 from esvit_jax.errors import UserError
 from esvit_jax.protocols.setup import Result, fill_data
-from esvit_jax.weights import networks as weights_lib
+from esvit_jax.weights import loading
 from esvit_jax.workdir import metrics
 
 # Of the recipe: how to train the checkpoint's model, and what to add to it.
@@ -35,7 +35,8 @@ def resolved(config):
   path = config.checkpoint
   weights = None
   if path:
-    weights, which = weights_lib.pick(path, config.which)
+    answers = loading.answers(config.published)
+    weights = loading.load(path, config.which, answers)
     model = weights.about['model']
     with config.unlocked():
       kept = (*KEPT, *ADDED) if config.model.get('rel_pos') else KEPT
@@ -52,6 +53,6 @@ def resolved(config):
     config.data.channels = weights.about['channels']
     if not config.scratch:
       config.init.checkpoint, config.init.part = path, 'backbone'
-      config.init.which = which
+      config.init.which = weights.handed_on
   fill_data(config.data, path, weights, config.views.globals.size)
   return config

@@ -14,7 +14,7 @@ from esvit_jax.analysis.plots.attention import heads_png
 from esvit_jax.analysis.plots.layers import heat_map_png
 from esvit_jax.errors import UserError
 from esvit_jax.protocols.setup import Result, Setup, prepare
-from esvit_jax.weights import networks as weights_lib
+from esvit_jax.weights import networks
 
 
 def run(config, directory: str, out) -> Result:
@@ -40,7 +40,7 @@ def _attention(setup: Setup) -> dict | str:
   base = {'nats': math.e, 'bits': 2.0}.get(c.unit)
   if base is None:
     raise UserError(f"config.layers.unit is '{c.unit}': use nats or bits")
-  inspect = weights_lib.inspect(setup.backbone)
+  inspect = networks.inspect(setup.backbone)
 
   def per_head(variables, images):
     seen = inspect(variables, images)
@@ -86,7 +86,7 @@ def _similarity(setups: list[Setup]) -> dict:
 
 def _grams(setup: Setup):
   """batch -> Gram matrices of its layers."""
-  inspect = weights_lib.inspect(setup.backbone)
+  inspect = networks.inspect(setup.backbone)
   return setup.apply(
     lambda v, x: representation.grams(representation.layers(*inspect(v, x)))
   )
@@ -95,6 +95,6 @@ def _grams(setup: Setup):
 def _layer_names(setup: Setup) -> tuple[str, ...]:
   size, channels = setup.config.size, setup.weights.about['channels']
   images = jax.ShapeDtypeStruct((4, size, size, channels), 'float32')
-  inspect = weights_lib.inspect(setup.backbone)
+  inspect = networks.inspect(setup.backbone)
   sown = jax.eval_shape(inspect, setup.variables, images)
   return tuple(representation.layer_names(*sown))

@@ -12,7 +12,7 @@ import numpy as np
 from esvit_jax import augment, data, evals, sharding
 from esvit_jax.errors import UserError
 from esvit_jax.models.layers import Features
-from esvit_jax.weights import networks as weights_lib
+from esvit_jax.weights import loading, networks
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 # Fields of `data` that a config leaves open -> their values there.
@@ -48,7 +48,7 @@ class Setup(NamedTuple):
   """
 
   config: Any
-  weights: weights_lib.Weights
+  weights: networks.Weights
   network: str
   mesh: jax.sharding.Mesh
   train: data.Source
@@ -63,7 +63,7 @@ class Setup(NamedTuple):
   @property
   def variables(self):
     """Of the backbone."""
-    return weights_lib.part_variables(self.weights, self.network)
+    return self.weights.variables()
 
   @property
   def test_or_train(self) -> data.Source:
@@ -113,7 +113,7 @@ class Setup(NamedTuple):
     self, read: Callable[[Features], Any], views: Callable | None = None
   ) -> Callable:
     """batch -> read(Features of its images); see `apply`."""
-    forward = weights_lib.forward(self.backbone)
+    forward = networks.forward(self.backbone)
     return self.apply(lambda v, x: read(forward(v, x)), views)
 
   def picture(self, name: str) -> str:
@@ -148,7 +148,9 @@ def prepare(config, directory: str = '', out=sys.stdout) -> Setup:
   directory = directory or (path if os.path.isdir(path) else '')
   if not directory:
     raise UserError(f'{path} is a file: say where figures go, --workdir=DIR')
-  weights, network = weights_lib.pick(path, config.which)
+  weights = loading.load_one(
+    path, config.which, loading.answers(config.published)
+  )
   config = config.copy_and_resolve_references()
   if not config.size:
     model = weights.about['model']
@@ -166,6 +168,7 @@ def prepare(config, directory: str = '', out=sys.stdout) -> Setup:
   if note:
     print(note, file=out)
   mesh = sharding.mesh()
+  network = weights.handed_on
   return Setup(config, weights, network, mesh, train, test, directory)
 
 
@@ -182,15 +185,17 @@ def fill_data(section, path: str, weights, size: int) -> None:
   Raises:
     UserError: something stays open.
   """
-  recorded = run_config(path).get('data', {})
+  about = weights.about if weights else {}
+  known = {k: about[k] for k in ('mean', 'std') if k in about}
+  recorded = known | run_config(path).get('data', {})
   defaults = {'canvas': 512, 'data_dir': ''}
   if weights is None or weights.about['channels'] == 3:
     defaults |= IMAGENET
   canvas_is_open = section.canvas == OPEN['canvas']
   for field, value in OPEN.items():
     if section[field] == value:
-      known = recorded.get(field, defaults.get(field, value))
-      section[field] = tuple(known) if isinstance(known, list) else known
+      given = recorded.get(field, defaults.get(field, value))
+      section[field] = tuple(given) if isinstance(given, list) else given
   least = 2 * round(data.MARGIN * size)
   # 0 fits the canvas to the images, up to 512.
   if canvas_is_open and np.min(section.canvas or 512) < least:

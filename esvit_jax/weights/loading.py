@@ -6,8 +6,15 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from esvit_jax import models
 from esvit_jax.errors import UserError
-from esvit_jax.weights import directory, families, published, reading
+from esvit_jax.weights import (
+  architecture,
+  directory,
+  families,
+  published,
+  reading,
+)
 from esvit_jax.weights.handover import AUTO, NETWORKS
 from esvit_jax.weights.networks import Weights, forward
 from esvit_jax.weights.tables import listed
@@ -64,11 +71,12 @@ def load_for(model: Mapping, path: str, which: str = AUTO) -> Weights:
   Raises:
     UserError: as `load`, or it has other heads, which no shape would show.
   """
+  described = architecture.resolved(model, models.build(model))
   try:
     weights = load(path, which)
   except families.OpenError as e:
-    weights = load(path, which, {e.field: model[e.field]})
-  heads, own = weights.about['model'].get('heads'), model.get('heads')
+    weights = load(path, which, {e.field: described[e.field]})
+  heads, own = weights.about['model'].get('heads'), described.get('heads')
   if heads != own:
     raise UserError(
       f'{path!r} has {heads} attention heads, config.model {own}: their shapes '
