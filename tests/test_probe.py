@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from esvit_jax import optim, sharding
 from esvit_jax.errors import UserError
-from esvit_jax.evals import probe
-from esvit_jax.evals.probe import Recipe
+from esvit_jax.evals import heads, probe
+from esvit_jax.evals.heads import Recipe
 
 SET = Path(__file__).parent.parent / 'esvit_jax/data/fashion_mnist.npz'
 SHORT = Recipe(lrs=(0.1, 1.0), norms=('none', 'batch'), epochs=3, batch_size=16)
@@ -95,7 +95,7 @@ def test_published_recipe_is_sgd_with_momentum_on_the_cross_entropy(y, loss):
 
 def test_maes_recipe_is_batch_norm_and_lars():
   x, y = blobs(64)
-  recipe = probe.MAE._replace(epochs=4, warmup_epochs=2, lrs=(300.0,))
+  recipe = heads.MAE._replace(epochs=4, warmup_epochs=2, lrs=(300.0,))
   ours = run(recipe, (x, y))
   normed = np.concatenate(
     [(b - b.mean(0)) / np.sqrt(b.var(0) + 1e-6) for b in np.split(x, 4)]
@@ -133,7 +133,7 @@ def test_a_head_learns_the_same_in_any_company():
 
 def test_packs_do_not_show(monkeypatch):
   whole = run(SHORT)
-  monkeypatch.setattr(probe, 'PACK', 16 * 9 * 4 * 5)  # 5 batches of 12
+  monkeypatch.setattr(heads, 'PACK', 16 * 9 * 4 * 5)  # 5 batches of 12
   packed = run(SHORT)
   np.testing.assert_allclose(packed.weight, whole.weight, atol=1e-6)
 
@@ -196,7 +196,7 @@ def test_it_reaches_logistic_regression():
   model = LogisticRegression(max_iter=2000).fit(train_x, train_y)
   theirs = 100 * model.score(test_x, test_y)
   # Fewer heads and epochs, for the suite's sake.
-  recipe = probe.SWEEP._replace(lrs=(0.3, 1.0, 3.0), epochs=30)
+  recipe = heads.SWEEP._replace(lrs=(0.3, 1.0, 3.0), epochs=30)
   figures = probe.figures(train_x, train_y, test_x, test_y, recipe)
   assert figures['top1'] > theirs - 0.5
   assert figures['top5'] > 97

@@ -1,5 +1,7 @@
 """Features that are not finite: counted, left out, refused where many."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from esvit_jax.data.source import tolerable
@@ -9,28 +11,35 @@ SHARE = 0.01  # of the images, whose features may be non-finite
 ROWS = 2**14  # looked at together
 
 
-def finite_rows(x: np.ndarray, what: str = 'the') -> np.ndarray:
+def finite_rows(x, what: str = 'the') -> np.ndarray:
   """Which images have finite features only, bool[N].
 
   Args:
-    x: f[N, D].
+    x: f[N, D], or several by name.
     what: of which images, for the message.
 
   Raises:
     UserError: more than a hundredth, and more than five, have not.
   """
-  rows = np.ones(len(x), bool)
-  for start in range(0, len(x), ROWS):
-    part = np.asarray(x[start : start + ROWS])
-    rows[start : start + ROWS] = np.isfinite(part).all(1)
-  bad, allowed = int((~rows).sum()), tolerable(len(x), SHARE)
+  arrays = list(x.values()) if isinstance(x, Mapping) else [x]
+  rows = np.ones(len(arrays[0]), bool)
+  for array in arrays:
+    for start in range(0, len(rows), ROWS):
+      part = np.asarray(array[start : start + ROWS])
+      rows[start : start + ROWS] &= np.isfinite(part).all(1)
+  bad, allowed = int((~rows).sum()), tolerable(len(rows), SHARE)
   if bad > allowed:
     raise UserError(
-      f'the features of {bad:,} of {len(x):,} {what} images are not finite, '
+      f'the features of {bad:,} of {len(rows):,} {what} images are not finite, '
       f'more than the {allowed:,} that may be left out: the network has '
       'diverged, or overflows in its dtype (try float32)'
     )
   return rows
+
+
+def take(x, rows: np.ndarray):
+  """Those rows; `x` itself, which may be in a file, where it is all."""
+  return x if rows.all() else np.asarray(x)[rows]
 
 
 def only_finite(train_x, train_y, test_x, test_y):
@@ -48,12 +57,14 @@ def only_finite(train_x, train_y, test_x, test_y):
   Raises:
     UserError: as `finite_rows`.
   """
-  kept = []
-  for x, y, what in ((train_x, train_y, 'training'), (test_x, test_y, 'test')):
-    rows, y = finite_rows(x, what), np.asarray(y)
-    kept += [x, y] if rows.all() else [np.asarray(x)[rows], y[rows]]
-  left_out = len(train_x) - len(kept[0]) + len(test_x) - len(kept[2])
-  return *kept, left_out
+  train, test = finite_rows(train_x, 'training'), finite_rows(test_x, 'test')
+  return (
+    take(train_x, train),
+    take(np.asarray(train_y), train),
+    take(test_x, test),
+    take(np.asarray(test_y), test),
+    int((~train).sum() + (~test).sum()),
+  )
 
 
 def counted(figures: dict, left_out: int) -> dict:

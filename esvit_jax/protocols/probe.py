@@ -12,14 +12,14 @@ import numpy as np
 
 from esvit_jax import augment, data, evals, sharding
 from esvit_jax.errors import UserError
-from esvit_jax.evals import probe, scores
+from esvit_jax.evals import heads, probe, scores
 from esvit_jax.models.layers import Features
 from esvit_jax.protocols.setup import Result, Setup, prepare, require_test
 
 RECIPES = {
-  'published': probe.PUBLISHED,
-  'mae': probe.MAE,
-  'sweep': probe.SWEEP,
+  'published': heads.PUBLISHED,
+  'mae': heads.MAE,
+  'sweep': heads.SWEEP,
 }
 
 
@@ -64,7 +64,7 @@ def kinds(features: Features, blocks: tuple[int, ...]) -> dict[str, jax.Array]:
   return last or {'view': features.view}
 
 
-def _read(setup: Setup, source: data.Source) -> probe.Labelled:
+def _read(setup: Setup, source: data.Source) -> heads.Labelled:
   """Features of the center crops of all images of a source."""
   blocks = tuple(setup.config.probe.blocks)
   networks = {'x': setup.features(lambda f: kinds(f, blocks))}
@@ -72,7 +72,7 @@ def _read(setup: Setup, source: data.Source) -> probe.Labelled:
   return extracted.features['x'], extracted.labels
 
 
-def _streamed(setup: Setup, recipe: probe.Recipe, test) -> probe.Sweep:
+def _streamed(setup: Setup, recipe: heads.Recipe, test) -> probe.Sweep:
   """Heads trained on features of random crops, as published.
 
   EsViT (arXiv 2106.09785), section 4.1.
@@ -97,7 +97,7 @@ def _streamed(setup: Setup, recipe: probe.Recipe, test) -> probe.Sweep:
   )
 
 
-def _crops(setup: Setup, source, size: int) -> Iterator[probe.Labelled]:
+def _crops(setup: Setup, source, size: int) -> Iterator[heads.Labelled]:
   """Batches of features of random resized crops, flipped or not, for ever."""
   c = setup.config
   group = augment.view_groups(
