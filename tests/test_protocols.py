@@ -162,6 +162,17 @@ def test_a_suite_goes_on_and_remembers(run_dir, tmp_path):
   assert evaluated(config, tmp_path / 'suite')[0]['embedded'] != 12.5
 
 
+def test_a_suite_without_any_set_fails(run_dir, tmp_path):
+  config = of(transfer, run_dir, 'esvit')
+  config.transfer.root = config.data.data_dir = str(tmp_path)
+  out = io.StringIO()
+  with pytest.raises(UserError, match='none of 18 sets') as e:
+    evaluate.run(config, str(tmp_path / 'suite'), out)
+  assert '\n' not in str(e.value)
+  assert 'not a confirmed one' in out.getvalue()
+  assert not os.path.exists(tmp_path / 'suite/eval/transfer.json')
+
+
 @pytest.mark.parametrize(
   ('module', 'drawn'),
   [
@@ -231,10 +242,10 @@ def test_pictures_take_their_share_and_no_more(monkeypatch):
 def test_suites_name_sets_that_exist():
   sizes = {'elevater': 20, 'esvit': 18, 'mae_lite': 7, 'sit': 8}
   for name, size in sizes.items():
-    assert len(suites.chosen(name)) == size
-  assert suites.chosen('mae_lite')['pets'].metric == 'top1'
-  assert suites.chosen('elevater')['pets'].metric == 'mean_per_class'
-  assert suites.chosen('food101')['food101'].test == 'validation'
+    assert len(suites.resolve(name)) == size
+  assert suites.resolve('mae_lite')['pets'].metric == 'top1'
+  assert suites.resolve('elevater')['pets'].metric == 'mean_per_class'
+  assert suites.resolve('food101')['food101'].test == 'validation'
 
 
 def test_bad_requests_are_told(run_dir, tmp_path):

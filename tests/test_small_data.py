@@ -96,14 +96,14 @@ def test_it_says_what_it_cannot_do(tmp_path):
   c = configs.get_config('embedded_sit,debug')
   with pytest.raises(UserError, match='no --workdir'):
     small_data.run(c, '', io.StringIO())
-  with pytest.raises(UserError, match='several'):
-    small_data.placed(c, 'voc2007', suites.SETS['voc2007'])
+  with pytest.raises(UserError, match='multi-label'):
+    small_data.config_of(c, 'voc2007', suites.SETS['voc2007'])
 
 
 def test_sets_that_must_not_be_mirrored():
   c = configs.get_config('embedded_sit')
   row = suites.SETS['embedded']._replace(flip=False, metric='mean_per_class')
-  one = small_data.placed(c, 'embedded', row)
+  one = small_data.config_of(c, 'embedded', row)
   assert one.pretraining.views.globals.flip == 0
   assert one.finetuning.views.globals.flip == 0
   assert one.finetuning.eval.metric == 'mean_per_class'

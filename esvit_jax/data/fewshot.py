@@ -16,7 +16,7 @@ def require_labels(task: str, *labels: np.ndarray) -> None:
   """Raises UserError unless every image has a class.
 
   Args:
-    task: who asks, such as 'k-NN'.
+    task: what asks, such as 'k-NN'.
     *labels: classes from 0 i[N], or for each class 1 (yes), 0 (no) or -1 (not
       to be counted) i[N, C].
   """
@@ -151,8 +151,10 @@ def _by_class(labels, seed: int, classes: int = 0) -> dict[int, np.ndarray]:
   """Class -> its rows, in the order in which they are taken."""
   require_labels('a subset by classes', labels)
   labels = np.asarray(labels)
-  found, counts = np.unique(labels, return_counts=True)
-  if classes and (missing := np.setdiff1d(np.arange(classes), found)).size:
+  classes_seen, counts = np.unique(labels, return_counts=True)
+  if (
+    classes and (missing := np.setdiff1d(np.arange(classes), classes_seen)).size
+  ):
     raise UserError(
       f'{missing.size} of {classes} classes have no image, class {missing[0]} '
       'first: give the number of classes as 0 to do without them'
@@ -160,7 +162,7 @@ def _by_class(labels, seed: int, classes: int = 0) -> dict[int, np.ndarray]:
   rows = np.split(np.argsort(labels, kind='stable'), np.cumsum(counts)[:-1])
   return {
     int(c): np.random.default_rng([seed, int(c)]).permutation(r)
-    for c, r in zip(found, rows)
+    for c, r in zip(classes_seen, rows)
   }
 
 

@@ -41,9 +41,9 @@ def open_split(
   lines = []
   for name in split.split('+'):
     if name not in lists:
-      there = ', '.join(lists) or 'no .txt file'
+      listed = ', '.join(lists) or 'no .txt file'
       raise UserError(
-        f'file lists in {str(root)!r}: no split {name!r}; there is {there}'
+        f'file lists in {str(root)!r}: no split {name!r}; there is {listed}'
       )
     lines += _read(lists[name])
   every = [label for path in lists.values() for _, label in _read(path)]
@@ -59,9 +59,9 @@ def open_split(
     path = lines[i][0]
     for folder in _FOLDERS:
       for ending in _ENDINGS:
-        found = root / folder / f'{path}{ending}'
-        if found.is_file():
-          return str(found)
+        file = root / folder / f'{path}{ending}'
+        if file.is_file():
+          return str(file)
     return os.path.join(root, path)
 
   def read(i: int) -> tuple[bytes, int]:

@@ -108,9 +108,9 @@ def _require_folder(root: pathlib.Path) -> None:
 
 def _no_images(root: pathlib.Path, others: collections.Counter) -> str:
   kinds = ', '.join(f'{n} {ending}' for ending, n in others.most_common(4))
-  found = f'only {kinds}' if others else 'no files at all'
+  present = f'only {kinds}' if others else 'no files at all'
   return (
-    f'no images in folder {str(root)!r}: found {found}; '
+    f'no images in folder {str(root)!r}: found {present}; '
     f'wanted {", ".join(_ENDINGS)}'
   )
 

@@ -93,8 +93,8 @@ def labels(source: Source, workers: int = 8) -> np.ndarray:
       return np.full(source.label_shape, -1, np.int32)
 
   with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:
-    found = pool.map(label, range(len(source)), chunksize=256)
-    return np.array(list(found), np.int32)
+    every = pool.map(label, range(len(source)), chunksize=256)
+    return np.array(list(every), np.int32)
 
 
 def subsample(

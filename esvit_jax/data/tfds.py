@@ -68,14 +68,14 @@ def open_split(
   def label(example) -> int | np.ndarray:
     if not multi_label:
       return int(example.get('label', -1))
-    there = np.zeros(len(classes), np.int32)
-    there[example['labels']] = 1
+    present = np.zeros(len(classes), np.int32)
+    present[example['labels']] = 1
     if 'labels_no_difficult' in wanted:
       # VOC counts images where a thing is hard to see neither way.
-      sure = np.zeros_like(there)
+      sure = np.zeros_like(present)
       sure[example['labels_no_difficult']] = 1
-      there[there > sure] = -1
-    return there
+      present[present > sure] = -1
+    return present
 
   def read(i: int) -> tuple[bytes | np.ndarray, int]:
     try:
@@ -108,29 +108,31 @@ def _prepared(place: str, data_dir: str | None) -> pathlib.Path:
   infos = itertools.chain.from_iterable(
     top.glob(f'{depth}dataset_info.json') for depth in ('', '*/', '*/*/')
   )
-  found = [info.parent for info in infos]
+  versions = [info.parent for info in infos]
   if version:
-    found = [folder for folder in found if folder.name == version]
-  if not name or not found:
+    versions = [folder for folder in versions if folder.name == version]
+  if not name or not versions:
     raise UserError(_not_prepared(place, root))
-  configs = sorted({os.path.relpath(folder.parent, top) for folder in found})
+  configs = sorted({os.path.relpath(folder.parent, top) for folder in versions})
   if len(configs) > 1:
     raise UserError(
       f'tfds set {place!r} is prepared in several configs in {str(root)!r} '
       f'({", ".join(configs)}): name one, as in tfds:{name}/{configs[0]}'
     )
-  return max(found, key=lambda f: [int(n) for n in re.findall(r'\d+', f.name)])
+  return max(
+    versions, key=lambda f: [int(n) for n in re.findall(r'\d+', f.name)]
+  )
 
 
 def _not_prepared(place: str, root: pathlib.Path) -> str:
   name = place.partition(':')[0] or 'NAME'
   if root.is_dir():
     names = sorted(f.name for f in root.iterdir() if f.is_dir())
-    there = f'which holds: {", ".join(names[:8]) or "nothing"}'
+    state = f'which holds: {", ".join(names[:8]) or "nothing"}'
   else:
-    there = 'which does not exist'
+    state = 'which does not exist'
   return (
-    f'tfds set {place!r} is not prepared in {str(root)!r}, {there}. Set '
+    f'tfds set {place!r} is not prepared in {str(root)!r}, {state}. Set '
     'data.data_dir, or prepare it once with TensorFlow installed: '
     f'tfds build {name} --data_dir={root}'
   )

@@ -1,7 +1,7 @@
-"""Small data: pre-train on a set, fine-tune on the same, judge on its test.
+"""Small data: pre-train on a set, fine-tune on the same, score on its test.
 
-The protocol behind SiT's table (2104.03602): no image from elsewhere. Both
-stages are plain runs, WORKDIR/pretrain and WORKDIR/finetune, so the same
+The protocol behind SiT's table (arXiv 2104.03602): no image from elsewhere.
+Both stages are plain runs, WORKDIR/pretrain and WORKDIR/finetune, so the same
 command goes on where it was stopped; of several sets each has its own folder.
 """
 
@@ -22,57 +22,59 @@ def run(config, directory: str, out) -> Result:
 
   Raises:
     UserError, Stopped: as train.finish; of several sets, those that fail are
-      said so and the others go on.
+      reported and the others go on, unless all fail.
   """
   if not directory:
     raise UserError('no --workdir: this trains, so it needs a place')
   if not config.sets:
     score = both(config, directory, out)
     return Result(directory, config, 'student', {'score': score})
-  figures, failed = {}, {}
-  rows = suites.chosen(config.sets)
-  for name, row in rows.items():
-    try:
-      one = placed(config, name, row)
-      figures[name] = both(one, os.path.join(directory, name), out)
-    except UserError as e:
-      failed[name] = str(e)
-      print(f'{row.title}: left out: {e}', file=out)
-  _print(rows, figures, out)
-  found = figures | ({'not_judged': failed} if failed else {})
-  return Result(directory, config, 'student', found)
+  rows = suites.resolve(config.sets)
+
+  def score(name: str, row: suites.Set) -> float:
+    place = os.path.join(directory, name)
+    return both(config_of(config, name, row), place, out)
+
+  scores, failed = suites.score_each(rows, score, out)
+  _print(rows, scores, out)
+  figures = scores | ({'not_judged': failed} if failed else {})
+  return Result(directory, config, 'student', figures)
 
 
-def placed(config, name: str, row: suites.Set):
-  """The config of one set; mirrors and metric are as it wants them.
+def config_of(config, name: str, row: suites.Set):
+  """The config of one set; its mirroring and its metric are taken over.
 
   Raises:
-    UserError: it is nowhere to be had, or not to be fine-tuned on.
+    UserError: it is not on disk, or cannot be fine-tuned on.
   """
   if row.metric == 'map_11':
-    raise UserError('fine-tuning learns one label an image, here are several')
-  one = config.copy_and_resolve_references()
-  suites.place(one.data, config.root, name, row)
-  for stage in (one.pretraining, one.finetuning):
+    raise UserError(
+      'fine-tuning learns one label per image: it is a multi-label set'
+    )
+  new = config.copy_and_resolve_references()
+  suites.locate(new.data, config.root, name, row)
+  for stage in (new.pretraining, new.finetuning):
     for group in stage.views.values():
       group.flip *= row.flip
-  one.finetuning.eval.metric = row.metric
-  return one
+  new.finetuning.eval.metric = row.metric
+  return new
 
 
 def both(config, directory: str, out) -> float:
   """Pre-trains, fine-tunes; returns percent on test of the last epoch."""
   first, second = (os.path.join(directory, x) for x in ('pretrain', 'finetune'))
   before, after = stages(config)
-  done = []
+  finished = []
   if not config.scratch:
     print(f'pre-training in {first}', file=out)
     train.finish(before, first, out)
     after.checkpoint = first
-    done = [first]
+    finished = [first]
   print(f'fine-tuning in {second}', file=out)
   figures = finetune.run(after, second, out).figures
-  page = report.stages([*done, second], os.path.join(directory, 'report.html'))
+  page = report.stages(
+    [*finished, second], os.path.join(directory, 'report.html')
+  )
   print(f'both     {page}', file=out)
   return figures['accuracy/student']
 
@@ -94,16 +96,16 @@ def stages(config):
   return before, after
 
 
-def _print(rows, figures: dict, out) -> None:
+def _print(rows, scores: dict, out) -> None:
   """Our row beside the published ones, where there are any."""
-  names = [name for name in rows if name in suites.PUBLISHED['SiT']]
-  names += [name for name in rows if name not in names]
-  lines = {'this run': figures}
-  if any(name in suites.PUBLISHED['SiT'] for name in names):
+  published = suites.PUBLISHED['SiT']
+  names = sorted(rows, key=lambda name: name not in published)
+  lines = {'this run': scores}
+  if any(name in published for name in names):
     lines |= suites.PUBLISHED
   table = []
   for name in names:
-    scores = [line.get(name) for line in lines.values()]
-    cells = ['-' if x is None else f'{x:.1f}' for x in scores]
+    row = [line.get(name) for line in lines.values()]
+    cells = ['-' if x is None else f'{x:.1f}' for x in row]
     table.append((rows[name].title, *cells))
   print(terminal.table('small data', ('set', *lines), table), file=out)

@@ -1,8 +1,8 @@
 """One network on many labelled sets: the transfer suites.
 
-Each set is judged by a linear probe or by fine-tuning, in its own metric. A
-set that is not on disk, or fails, is said so and the others go on; what is
-done is kept in transfer/NAME.json, and the same command goes on from there.
+Each set is evaluated by a linear probe or by fine-tuning, in its own metric. A
+set that is not on disk, or fails, is reported and the others go on; finished
+ones are kept in transfer/NAME.json, and the same command goes on from there.
 """
 
 import json
@@ -16,104 +16,101 @@ from esvit_jax.protocols.setup import Result, prepare
 from esvit_jax.workdir import terminal
 
 MODES = ('probe', 'finetune')
+SHARED = (
+  'workers',
+  'data_dir',
+  'max_unreadable',
+  'label_fraction',
+  'labels_per_class',
+)
 
 
 def run(config, directory: str, out) -> Result:
-  """Judges all sets of a suite that are on disk.
+  """Evaluates all sets of a suite that are on disk.
 
   Returns:
     Figures: set -> percent, 'mean' of them, and against a baseline 'wins' and
     'compared'.
 
   Raises:
-    UserError: the network or the config cannot be used at all.
+    UserError: the network or the config cannot be used at all, or no set
+      could be evaluated.
     Stopped: fine-tuning was asked to stop.
   """
   c = config.transfer
   if c.mode not in MODES:
     raise UserError(f"config.transfer.mode is '{c.mode}': use probe, finetune")
-  rows = suites.chosen(c.suite)
+  rows = suites.resolve(c.suite)
+  if c.suite in suites.UNCERTAIN:
+    print(f'note: {suites.UNCERTAIN[c.suite]}', file=out)
   baseline = _baseline(c.baseline)
   config = config.copy_and_resolve_references()
   config.data.source = config.data.source or 'embedded'
   # A network that cannot be read fails here, before the first set.
   setup = prepare(config, directory, out)
   directory = setup.directory
-  folder = os.path.join(directory, 'transfer')
-  os.makedirs(folder, exist_ok=True)
-  figures, failed = {}, {}
-  for name, row in rows.items():
-    try:
-      figures[name] = _once(config, directory, name, row, out)
-      print(f'{row.title}: {figures[name]:.2f} ({row.metric})', file=out)
-    except UserError as e:
-      failed[name] = str(e)
-      print(f'{row.title}: not judged: {e}', file=out)
-  _print(rows, figures, failed, baseline, out)
-  found = dict(figures)
-  if figures:
-    found['mean'] = statistics.mean(figures.values())
+  os.makedirs(os.path.join(directory, 'transfer'), exist_ok=True)
+  scores, failed = suites.score_each(
+    rows, lambda *row: _score(config, directory, *row, out), out
+  )
+  _print(rows, scores, failed, baseline, out)
+  figures = {**scores, 'mean': statistics.mean(scores.values())}
   if baseline:
-    both = figures.keys() & baseline.keys()
-    found['compared'] = len(both)
-    found['wins'] = sum(figures[name] > baseline[name] for name in both)
+    both = scores.keys() & baseline.keys()
+    figures['compared'] = len(both)
+    figures['wins'] = sum(scores[name] > baseline[name] for name in both)
   if failed:
-    found['not_judged'] = failed
-  return Result(directory, config, setup.network, found)
+    figures['not_judged'] = failed
+  return Result(directory, config, setup.network, figures)
 
 
-def _once(config, directory: str, name: str, row, out) -> float:
+def _score(config, directory: str, name: str, row, out) -> float:
   """The score of one set, computed or remembered."""
-  one = placed(config, name, row)
+  config = config_of(config, name, row)
   file = os.path.join(directory, 'transfer', f'{name}.json')
-  asked = json.loads(json.dumps(one.to_dict()))
+  asked = json.loads(json.dumps(config.to_dict()))
   if os.path.exists(file):
     with open(file, encoding='utf-8') as f:
-      done = json.load(f)
-    if done['config'] == asked:
-      return done['score']
-  if config.transfer.mode == 'probe':
-    figures = probe.figures(prepare(one, directory, out))
-    score = figures[row.metric]
-  else:
-    where = os.path.join(directory, 'transfer', name)
-    figures = finetune.run(one, where, out).figures
+      record = json.load(f)
+    if record['config'] == asked:
+      return record['score']
+  if config.task == 'finetune':
+    place = os.path.join(directory, 'transfer', name)
+    figures = finetune.run(config, place, out).figures
     score = figures['accuracy/student']
-  done = {'score': score, 'figures': figures, 'config': asked}
-  workdir.write_json(file, done)
+  else:
+    figures = probe.figures(prepare(config, directory, out))
+    score = figures[row.metric]
+  workdir.write_json(
+    file, {'score': score, 'figures': figures, 'config': asked}
+  )
   return score
 
 
-def placed(config, name: str, row: suites.Set):
-  """The config of one set.
+def config_of(config, name: str, row: suites.Set):
+  """The config of the evaluation of one set.
 
   Raises:
     UserError: it is not on disk.
   """
   if config.transfer.mode == 'finetune':
-    one = config.finetuning.copy_and_resolve_references()
-    one.checkpoint, one.which = config.checkpoint, config.which
-    one.eval.metric = row.metric
-    one.views.globals.flip = 0.5 * row.flip
+    new = config.finetuning.copy_and_resolve_references()
+    new.checkpoint, new.which = config.checkpoint, config.which
+    new.eval.metric = row.metric
+    new.views.globals.flip = 0.5 * row.flip
     if row.metric == 'map_11':
-      raise UserError('fine-tuning learns one label an image: use mode=probe')
+      raise UserError('fine-tuning learns one label per image: use mode=probe')
   else:
-    one = config.copy_and_resolve_references()
-    one.probe.flip, one.probe.metric = row.flip, row.metric
-    with one.unlocked():
-      del one.transfer, one.finetuning
-  for field in (
-    'workers',
-    'data_dir',
-    'max_unreadable',
-    'label_fraction',
-    'labels_per_class',
-  ):
-    one.data[field] = config.data[field]
-  one.data.canvas = max(config.data.canvas, 0)  # 0: what the set needs
-  suites.place(one.data, config.transfer.root, name, row)
-  data.open_source(one.data.to_dict(), one.data.split)
-  return one
+    new = config.copy_and_resolve_references()
+    new.probe.flip, new.probe.metric = row.flip, row.metric
+    with new.unlocked():
+      del new.transfer, new.finetuning
+  for field in SHARED:
+    new.data[field] = config.data[field]
+  new.data.canvas = max(config.data.canvas, 0)  # 0: what the set needs
+  suites.locate(new.data, config.transfer.root, name, row)
+  data.open_source(new.data.to_dict(), new.data.split)
+  return new
 
 
 def _baseline(path: str) -> dict[str, float]:
@@ -124,28 +121,33 @@ def _baseline(path: str) -> dict[str, float]:
     path = os.path.join(path, 'eval', 'transfer.json')
   try:
     with open(path, encoding='utf-8') as f:
-      found = json.load(f)['figures']
+      figures = json.load(f)['figures']
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise UserError(
       f'cannot read the baseline {path} ({type(e).__name__}): give a '
-      'transfer.json, or a run that was judged by this suite'
+      'transfer.json, or a run that was evaluated on this suite'
     ) from None
-  return {k: v for k, v in found.items() if k in suites.SETS}
+  return {k: v for k, v in figures.items() if k in suites.SETS}
 
 
-def _print(rows, figures, failed, baseline, out) -> None:
+def _print(rows, scores, failed, baseline, out) -> None:
   columns = ('set', 'metric', 'score')
-  if baseline:
-    columns += ('baseline', 'win')
   table = []
   for name, row in rows.items():
-    score, reference = figures.get(name), (baseline or {}).get(name)
-    numbers = ['-' if x is None else f'{x:.2f}' for x in (score, reference)]
-    won = None not in (score, reference) and score > reference
-    cells = (row.title, row.metric, *numbers, 'yes' if won else '')
-    table.append(cells[: len(columns)])
-  left = ('metric', 'win')
-  print(terminal.table('transfer', columns, table, left), file=out)
-  for name, why in failed.items():
+    score, other = scores.get(name), baseline.get(name)
+    cells = [row.title, row.metric, _percent(score)]
+    if baseline:
+      both = score is not None and other is not None
+      cells += [_percent(other), 'yes' if both and score > other else '']
+    table.append(cells)
+  if baseline:
+    columns += ('baseline', 'win')
+  text = terminal.table('transfer, %', columns, table, left=('metric', 'win'))
+  print(text, file=out)
+  for name, reason in failed.items():
     note = f' ({rows[name].note})' if rows[name].note else ''
-    print(f'{rows[name].title}: {why}{note}', file=out)
+    print(f'{rows[name].title}: {reason}{note}', file=out)
+
+
+def _percent(score: float | None) -> str:
+  return '-' if score is None else f'{score:.2f}'
