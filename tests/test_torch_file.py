@@ -27,11 +27,14 @@ def save(tmp_path):
 # What it reads.
 
 
-@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
-def test_reads_everything_a_checkpoint_holds(save, protocol):
+@pytest.mark.parametrize('protocol', ['legacy', 2, 3, 4, 5])
+def test_reads_everything_a_checkpoint_holds(save, tmp_path, protocol):
   # Protocol 5 pickles numpy's arrays another way, which torch never does.
-  tree = writer.checkpoint(arrays=protocol < 5)
-  found = read(save(tree, protocol=protocol))
+  tree = writer.checkpoint(arrays=protocol != 5)
+  if protocol == 'legacy':
+    found = read(writer.save_legacy(tmp_path / 'a.pth', tree))
+  else:
+    found = read(save(tree, protocol=protocol))
   assert list(found) == list(tree)
   model = found.pop('model')
   assert type(model) is dict and list(model) == ['weight', 'again']
@@ -45,7 +48,7 @@ def test_reads_everything_a_checkpoint_holds(save, protocol):
   for name in ('plain', 'sets', 'empty', 7):
     assert found[name] == tree[name]
     assert type(found[name]) is type(tree[name])
-  if protocol < 5:
+  if protocol != 5:
     assert type(found['lr']) is float and found['lr'] == 0.1
     assert found['seen'] is True
     for name in ('rng', 'columns'):
@@ -59,6 +62,31 @@ def test_reads_each_type_of_storage(save, code, order):
   storage = writer.store(values.astype(values.dtype.newbyteorder(order)))
   path = save({'a': writer.view(storage, (6,), (1,))}, order=order.encode())
   np.testing.assert_array_equal(read(path)['a'], values, strict=True)
+
+
+def test_a_file_from_before_16_is_read_and_checked(tmp_path):
+  """Storages of several types, of which two tensors are views."""
+  halves = np.arange(5, dtype='f2')
+  floats = writer.store(np.arange(6, dtype='f4'))
+  tree = {
+    'a': writer.tensor(halves),
+    'b': writer.view(floats, (2, 2), (3, 1), 1),
+    'c': writer.view(floats, (3,), (1,)),
+    'n': writer.tensor(np.arange(3)),
+  }
+  path = writer.save_legacy(tmp_path / 'a.pth', tree)
+  found = read(path)
+  np.testing.assert_array_equal(found['a'], halves, strict=True)
+  np.testing.assert_array_equal(found['b'], [[1, 2], [4, 5]])
+  np.testing.assert_array_equal(found['c'], [0, 1, 2])
+  np.testing.assert_array_equal(found['n'], np.arange(3), strict=True)
+  raw = path.read_bytes()
+  for length in range(20, len(raw), 7):
+    path.write_bytes(raw[:length])
+    writer.refusal(path)
+  count = raw.rindex(np.int64(6).tobytes())
+  path.write_bytes(raw[:count] + np.int64(5).tobytes() + raw[count + 8 :])
+  assert 'which holds 5' in writer.refusal(path)
 
 
 def test_bfloat16_becomes_float32_exactly(save):

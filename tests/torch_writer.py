@@ -103,9 +103,9 @@ def tensor(array: np.ndarray) -> Call:
 class _Pickler(pickle.Pickler):
   """Writes storages as persistent ids, as torch.save does."""
 
-  def __init__(self, file, protocol):
+  def __init__(self, file, protocol, view=()):
     super().__init__(file, protocol)
-    self.storages = []
+    self.storages, self.view = [], view
 
   def persistent_id(self, item):
     if not isinstance(item, Storage):
@@ -113,7 +113,7 @@ class _Pickler(pickle.Pickler):
     if item not in self.storages:
       self.storages.append(item)
     key = str(self.storages.index(item))
-    return ('storage', item.kind, key, 'cpu', item.count)
+    return ('storage', item.kind, key, 'cpu', item.count, *self.view)
 
   def reducer_override(self, item):
     return (item.maker, item.args) if type(item) is Call else NotImplemented
@@ -148,6 +148,25 @@ def write_zip(path, members, root='archive/', method=zipfile.ZIP_STORED):
 def save(path, tree, **settings):
   """Writes a tree as torch.save would; returns the path."""
   return write_zip(path, members(tree, **settings))
+
+
+def save_legacy(path, tree):
+  """Writes a tree as torch.save did before 1.6."""
+  with open(path, 'wb') as file, mock.patch.dict(sys.modules, MODULES):
+    sizes = {'short': 2, 'int': 4, 'long': 4}
+    facts = {'protocol_version': 1001, 'little_endian': True}
+    pickle.dump(0x1950A86A20F9469CFC6C, file, 2)
+    pickle.dump(1001, file, 2)
+    pickle.dump(facts | {'type_sizes': sizes}, file, 2)
+    pickler = _Pickler(file, 2, (None,))
+    pickler.dump(tree)
+    # Not in the order in which the pickle names them.
+    order = list(reversed(range(len(pickler.storages))))
+    pickle.dump([str(i) for i in order], file, 2)
+    for i in order:
+      storage = pickler.storages[i]
+      file.write(struct.pack('<q', storage.count) + storage.raw)
+  return path
 
 
 def save_pickle(path, code: bytes):

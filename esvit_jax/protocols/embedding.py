@@ -9,6 +9,7 @@ from esvit_jax import data, evals
 from esvit_jax.analysis import pictures
 from esvit_jax.evals.finite import counted, finite_rows
 from esvit_jax.protocols.setup import Result, prepare
+from esvit_jax.weights import networks
 
 
 def run(config, directory: str, out) -> Result:
@@ -19,8 +20,8 @@ def run(config, directory: str, out) -> Result:
   """
   setup = prepare(config, directory, out)
   c, source = setup.config, setup.sample(setup.config.embedding.images)
-  networks = {'x': setup.features(lambda f: f.view)}
-  extracted = evals.extract(networks, setup.batches(source))
+  view = setup.features(lambda f: f.view)
+  extracted = evals.extract({'x': view}, setup.batches(source))
   rows = finite_rows(extracted.features['x'])
   features, labels = extracted.features['x'][rows], extracted.labels[rows]
   index = extracted.index[rows]

@@ -36,6 +36,7 @@ def load(
   Raises:
     UserError: there are none, not what was asked for, or a choice is open.
   """
+  path = os.fspath(path)
   if not os.path.isdir(path):
     return reading.from_file(published.read(path), which, fields)
   weights = directory.read(path, which)
@@ -95,6 +96,6 @@ def answers(published: Mapping) -> dict:
 
 def features(path, which: str = AUTO, fields: Mapping | None = None):
   """(apply, variables) of a network; see `esvit_jax.load`."""
-  weights = load_one(os.fspath(path), which, fields)
+  weights = load_one(path, which, fields)
   variables = jax.tree.map(jnp.asarray, weights.variables())
   return forward(weights.backbone), variables

@@ -90,18 +90,40 @@ def read(path: str, prefix: str | None = None) -> File:
   Raises:
     UserError: it cannot be read, or not be recognised.
   """
-  file = File(path)
   if path.endswith('.safetensors'):
-    tree, file.about = _read_safetensors(path)
-  else:
-    tree = torch_file.read(path)
-    if torch_file.is_legacy(path):
-      file.notes.append("torch's format from before 1.6")
-  file.arguments = arguments.of_file(tree)
+    tree, about = _read_safetensors(path)
+    return recognise(tree, prefix, path, about)
+  file = recognise(torch_file.read(path), prefix, path)
+  if torch_file.is_legacy(path):
+    file.notes.insert(0, "torch's format from before 1.6")
+  return file
+
+
+def recognise(
+  tree: dict,
+  prefix: str | None = None,
+  path: str = '',
+  about: dict | None = None,
+) -> File:
+  """Takes the tree of a file apart; see `read`."""
+  file = File(path, about=about, arguments=arguments.of_file(tree))
   try:
-    _sort(tree, prefix, file)
+    states, centres = _states(tree, file.notes)
+    for key in (key for s in (*states.values(), centres) for key in s):
+      if not key.isprintable() or len(key) > 200:
+        raise UserError(f'it has a key that names nothing: {key[:40]!r}')
+    for name, state in states.items():
+      if prefix is not None:
+        _take(name, state, prefix, file)
+      else:
+        _recognise(name, state, file)
   except UserError as e:
     raise UserError(f'{path!r}: {e}') from None
+  for key, value in centres.items():
+    if key in ('center', 'center_grid'):
+      file.centres[key] = value
+    else:
+      file.others[CENTRES + key] = value
   return file
 
 
@@ -190,24 +212,6 @@ def _read_safetensors(path: str) -> tuple[dict, dict | None]:
     else:
       tree.setdefault('model', {})[key] = value
   return tree, about
-
-
-def _sort(tree: dict, prefix: str | None, file: File) -> None:
-  """Takes the tree of a file apart, into `file`."""
-  states, centres = _states(tree, file.notes)
-  for key in (key for s in (*states.values(), centres) for key in s):
-    if not key.isprintable() or len(key) > 200:
-      raise UserError(f'it has a key that names nothing: {key[:40]!r}')
-  for name, state in states.items():
-    if prefix is not None:
-      _take(name, state, prefix, file)
-    else:
-      _recognise(name, state, file)
-  for key, value in centres.items():
-    if key in ('center', 'center_grid'):
-      file.centres[key] = value
-    else:
-      file.others[CENTRES + key] = value
 
 
 def _states(tree: dict, notes: list[str]) -> tuple[dict, dict]:

@@ -28,6 +28,8 @@ ABOUT = (
   *('batches', 'buffers', 'random'),
 )
 IMAGENET = {'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}
+# Width -> heads of SiT's ViTs (arXiv 2104.03602, section 4).
+SIT_HEADS = {192: 3, 384: 6, 768: 12}
 _COUNT = 'num_batches_tracked'
 
 
@@ -155,19 +157,23 @@ def _evidence(arrays: Arrays, file: published.File, notes: list[str]) -> dict:
   family = families.of_keys(arrays)
   known, more = arguments.fields(file.arguments, family, file.method)
   notes += more
+  if family != 'vit':
+    return known
   kind = published.kind(arrays)
-  if f'{POOLED_NORM}.weight' in arrays and family == 'vit':
+  if f'{POOLED_NORM}.weight' in arrays:
     known['pool'] = 'mean'
   if kind == 'sit':
     known['resize_extra'] = 0.1
-  dino_head = 'head.last_layer.weight_v' in arrays
-  if family == 'vit' and dino_head:
-    # EsViT's ViT makes its crops itself, DINO's has a wrapper around it.
+    width = arrays['norm.weight'].shape[0] if 'norm.weight' in arrays else 0
+    if width in SIT_HEADS:
+      known.setdefault('heads', SIT_HEADS[width])
+  elif 'head.last_layer.weight_v' in arrays:
+    # EsViT's ViT takes its crops itself, DINO's has a wrapper around it.
     wrapped = any(p.endswith('backbone.') for p in file.prefixes.values())
     if arguments.is_dino(file.arguments) or (not file.arguments and wrapped):
       known['resize_extra'] = 0.1
       notes.append("resize_extra 0.1: DINO's, by its args or prefix")
-  if family == 'vit' and kind is None and not dino_head:
+  elif kind is None:
     notes.append(
       "no heads: other image sizes resize its positions as EsViT does; DINO's "
       'way is --model.resize_extra=0.1'
@@ -225,7 +231,11 @@ def _as_they_are(arrays: Arrays, layout: str, key) -> dict:
 
 def _batches(arrays: Arrays) -> dict[str, int]:
   """How many batches each batch norm has seen, where they say it."""
-  return {k: int(v) for k, v in arrays.items() if k.endswith(_COUNT) and v}
+  return {
+    k: int(v)
+    for k, v in arrays.items()
+    if k.endswith(_COUNT) and v.shape == () and v
+  }
 
 
 def _centres(arrays: Arrays, about: dict) -> Arrays:
