@@ -31,6 +31,7 @@ from esvit_jax.weights import (
   certificate,
   families,
   loading,
+  parts,
   published,
   reading,
   tables,
@@ -60,7 +61,7 @@ def with_heads(backbone: dict, width: int, seed: int = 0) -> dict:
     k: v + np.float32(0.01 * seed) if v.dtype == np.float32 else v
     for k, v in backbone.items()
   }
-  for i, name in enumerate(published.HEADS):
+  for i, name in enumerate(parts.HEADS):
     moved |= {f'{name}.{k}': v for k, v in head(width, 2 * seed + i).items()}
   return moved
 

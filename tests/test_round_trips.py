@@ -487,3 +487,43 @@ def test_a_backbone_of_ones_own_goes_out_and_back(tmp_path, monkeypatch):
   with pytest.raises(UserError, match='2 not of its model'):
     export.save(str(tmp_path / 'b.safetensors'), weights)
     loading.load(str(tmp_path / 'b.safetensors'))
+
+
+# The public face.
+
+
+def test_the_public_face():
+  assert esvit_jax.BACKBONES is models.BACKBONES
+  assert 'esvit' in esvit_jax.METHODS
+  assert esvit_jax.train.run and esvit_jax.evaluate.run
+  with pytest.raises(AttributeError, match='spam'):
+    _ = esvit_jax.spam
+
+
+# Windows that no image of 224 px gives.
+
+
+@pytest.mark.parametrize(
+  ('rows', 'words'),
+  [
+    ((23, 23, 23, 23), 'not those of 224 px images.*--model.image_size='),
+    ((13, 13, 13, 5), 'which no image size gives here'),
+  ],
+)
+def test_windows_ask_for_the_image_size_where_one_helps(rows, words):
+  arrays = esvit('swin_small24_w7')
+  for i, side in enumerate(rows):
+    for j in range(2):
+      at = f'layers.{i}.blocks.{j}.attn.relative_position'
+      heads = arrays[f'{at}_bias_table'].shape[1]
+      arrays[f'{at}_bias_table'] = np.zeros((side**2, heads), 'f4')
+      arrays.pop(f'{at}_index')
+  with pytest.raises(UserError, match=words):
+    reading.from_file(published.recognise({'model': arrays}))
+
+
+def test_a_file_of_two_types_of_mask_asks_for_its_size():
+  arrays = esvit('swin_small24_w7') | swin_masks()
+  del arrays['layers.2.blocks.1.attn_mask']
+  with pytest.raises(UserError, match='it has 2 attn_mask, not the 3'):
+    reading.from_file(published.recognise({'model': arrays}))

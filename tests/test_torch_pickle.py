@@ -18,6 +18,7 @@ import torch_writer as writer
 from esvit_jax.errors import UserError
 from esvit_jax.weights.torch import array as torch_array
 from esvit_jax.weights.torch import file as torch_file
+from esvit_jax.weights.torch import legacy, names
 from esvit_jax.weights.torch import pickle as torch_pickle
 from esvit_jax.weights.torch.file import read
 
@@ -183,7 +184,9 @@ def test_depth_hidden_by_a_second_mention_counts(save_pickle):
   assert 'nests more' in writer.refusal(save_pickle(head + code + b's.'))
 
 
-@pytest.mark.parametrize('module', [torch_array, torch_file, torch_pickle])
+@pytest.mark.parametrize(
+  'module', [torch_array, torch_file, torch_pickle, legacy, names]
+)
 def test_only_numpy_and_the_standard_library_are_imported(module):
   text = pathlib.Path(module.__file__).read_text()
   found = set()

@@ -96,6 +96,7 @@ def config_of(config, name: str, row: suites.Set):
   if config.transfer.mode == 'finetune':
     new = config.finetuning.copy_and_resolve_references()
     new.checkpoint, new.which = config.checkpoint, config.which
+    new.published = config.published
     new.eval.metric = row.metric
     new.views.globals.flip = 0.5 * row.flip
     if row.metric == 'map_11':

@@ -89,7 +89,7 @@ class OpenError(UserError):
     self.field = field
 
 
-def ask(fact: str, field: str, answers: str = '') -> OpenError:
+def ask(fact: str, field: str, answers: object = '') -> OpenError:
   """The error that asks for a field of the model."""
   return OpenError(
     f'{fact}: add --model.{field}={answers} (evaluations: '
@@ -126,18 +126,45 @@ def _swin(arrays: Mapping, fields: Mapping) -> dict:
     'window': max(windows),
     **fields,
   }
-  side = config.get('image_size', 224)
-  expected = [
-    stage_window(side, config['patch'], config['window'], i)[0]
-    for i in range(len(windows))
-  ]
-  if expected != windows:
-    raise ask(
-      f'its windows are {windows}, not {expected} as of {side} px images and '
-      'it does not say for which size it was made',
-      'image_size',
+  if 'image_size' not in config:
+    config['image_size'] = _swin_image_size(config, windows)
+  elif (built := _windows(config, config['image_size'])) != windows:
+    raise UserError(
+      f'its windows are {windows}, not {built} as of '
+      f'{config["image_size"]} px images'
     )
   return _named('swin', config)
+
+
+def _windows(config: Mapping, image_size: int) -> list[int]:
+  """The window of each stage, in tokens."""
+  patch, window = config['patch'], config['window']
+  return [
+    stage_window(image_size, patch, window, i)[0]
+    for i in range(len(config['depths']))
+  ]
+
+
+def _swin_image_size(config: Mapping, windows: list[int]) -> int:
+  """224, as every published Swin of EsViT, if it gives these windows."""
+  if _windows(config, 224) == windows:
+    return 224
+  sizes = [
+    size
+    for size in range(config['patch'], 2049, config['patch'])
+    if _windows(config, size) == windows
+  ]
+  if not sizes:
+    raise UserError(
+      f'its windows are {windows}, which no image size gives here: maps of odd '
+      'sides are rounded up, as they are when images are seen'
+    )
+  raise ask(
+    f'its windows are {windows}, not those of 224 px images; it was made for '
+    f'{sizes[0]} px or more, up to {sizes[-1]}',
+    'image_size',
+    sizes[0],
+  )
 
 
 def _vil(arrays: Mapping, fields: Mapping) -> dict:

@@ -5,12 +5,14 @@ derived from it, hold it for every block with shifted windows.
 """
 
 import re
+from collections.abc import Collection
 
 import numpy as np
 
 from esvit_jax.errors import UserError
 from esvit_jax.models import Swin
 from esvit_jax.models.swin import MASKED, stage_window, window_parts
+from esvit_jax.weights import families
 from esvit_jax.weights.tables import Arrays
 
 KEY = 'attn_mask'
@@ -47,7 +49,7 @@ def of(module: Swin) -> Arrays:
 
 
 def taken_out(arrays: Arrays) -> tuple[Arrays, set[str]]:
-  """The arrays without masks, after a check of these; {KEY} if there were any.
+  """The arrays without masks, after a check of these, and the masks' keys.
 
   Raises:
     UserError: a mask that is not the one of its windows.
@@ -61,6 +63,14 @@ def taken_out(arrays: Arrays) -> tuple[Arrays, set[str]]:
       value, mask(side, window, window // 2)
     ):
       raise UserError(f'{key} is not the mask of shifted windows')
-  return {k: v for k, v in arrays.items() if k not in masked}, {KEY} & (
-    {KEY} if masked else set()
-  )
+  return {k: v for k, v in arrays.items() if k not in masked}, {*masked}
+
+
+def check(keys: Collection[str], module: Swin) -> None:
+  """Raises OpenError where other blocks have masks than those of `module`."""
+  if set(keys) != of(module).keys():
+    raise families.ask(
+      f'it has {len(keys)} {KEY}, not the {len(of(module))} of '
+      f'{module.image_size} px images',
+      'image_size',
+    )

@@ -8,13 +8,13 @@ for the user, and what cannot be is an error.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import safetensors
 
 from esvit_jax.errors import UserError
-from esvit_jax.weights import arguments, families
+from esvit_jax.weights import arguments, parts
 from esvit_jax.weights.handover import NETWORKS
 from esvit_jax.weights.tables import Arrays
 from esvit_jax.weights.torch import file as torch_file
@@ -22,19 +22,6 @@ from esvit_jax.weights.torch import file as torch_file
 FORMAT = 'esvit_jax'  # the key of our architecture in safetensors' metadata
 OWN = 'esvit_jax'  # the layout of names of our own
 CENTRES = 'dino_loss.'
-HEADS = ('head', 'head_dense')
-# What stands beside a backbone: MAE's decoder and adapters, heads.
-BESIDE = (
-  'mask_token',
-  'decoder_',
-  'attn_adapter.',
-  'hidden_adapter.',
-  'head.',
-  'head_recons.',
-  'fc.',
-  'fc_norm.',
-  'predictor.',
-)
 _FROZEN = 'tch_model.'  # the frozen teacher in files of D-MAE
 # The two networks of MoCo v3 and v1, which live in one state_dict.
 _MOCO = {
@@ -127,60 +114,6 @@ def recognise(
   return file
 
 
-def kind(network: Mapping) -> str | None:
-  """The layout of a network that has other things than DINO's heads.
-
-  Told by keys that only this kind has. None: a backbone, with DINO's heads or
-  without.
-  """
-  if 'decoder_embed.weight' in network:
-    cut = 'blocks.12.norm1.weight' in network
-    return (
-      'd2mae' if cut and 'blocks.12.mlp.fc1.weight' not in network else 'mae'
-    )
-  if 'head_recons.mlp.0.weight' in network:
-    return 'sit'
-  if {'head.0.weight', 'head.6.weight'} <= network.keys():
-    return 'moco'
-  if {'head.0.weight', 'head.2.weight'} <= network.keys():
-    return 'sit_classifier'
-  family = families.of_keys(network)
-  head = 'fc' if family == 'resnet' else 'head'
-  if family and {f'{head}.weight', f'{head}.bias'} <= network.keys():
-    return f'{family}_classifier'
-  return None
-
-
-def split(network: Mapping) -> dict[str, Arrays]:
-  """A network's arrays by part.
-
-  Returns:
-    'backbone' and, where it has them, DINO's 'head' and 'head_dense' without
-    these words in their keys, or 'beside': what a network of a `kind` has
-    beside its backbone.
-  """
-  layout = kind(network)
-  if layout:
-    beside = {k: v for k, v in network.items() if _is_beside(k, layout)}
-    backbone = {k: v for k, v in network.items() if k not in beside}
-    return {'backbone': backbone, 'beside': beside}
-  heads = [h for h in HEADS if f'{h}.last_layer.weight_v' in network]
-  parts = {part: {} for part in ('backbone', *heads)}
-  for key, value in network.items():
-    part, _, rest = key.partition('.')
-    if part in heads:
-      parts[part][rest] = value
-    else:
-      parts['backbone'][key] = value
-  return parts
-
-
-def _is_beside(key: str, layout: str) -> bool:
-  if layout == 'd2mae' and key.startswith('blocks.12.'):
-    return True
-  return key.startswith(BESIDE)
-
-
 def _read_safetensors(path: str) -> tuple[dict, dict | None]:
   """Its arrays, nested as EsViT's files are, and our description."""
   try:
@@ -206,9 +139,9 @@ def _read_safetensors(path: str) -> tuple[dict, dict | None]:
   roots = (*NETWORKS, CENTRES[:-1])
   nested = all(key.partition('.')[0] in roots for key in flat)
   for key, value in flat.items():
-    root, _, rest = key.partition('.')
+    root, _, key_of_network = key.partition('.')
     if root == roots[-1] or nested:
-      tree.setdefault(root, {})[rest] = value
+      tree.setdefault(root, {})[key_of_network] = value
     else:
       tree.setdefault('model', {})[key] = value
   return tree, about
@@ -280,7 +213,8 @@ def _recognise(name: str, state: Arrays, file: File) -> None:
     body = [
       k
       for k in state
-      if k.partition('.')[0] not in HEADS and not k.startswith(BESIDE)
+      if k.partition('.')[0] not in parts.HEADS
+      and not k.startswith(parts.BESIDE)
     ]
     state, more = _without(word, state, body)
     prefix += more
@@ -314,12 +248,12 @@ def _check_wrappers(name: str, state: Arrays, prefix: str) -> None:
     raise UserError(
       f"its {name} has 'module.' twice on {len(left)} keys, such as "
       f'{prefix}{left[0]}: two wrappers saved it; save '
-      'model.module.state_dict(), or name the whole with --prefix='
+      'model.module.state_dict(), or convert it with --prefix='
     )
   if left:
     raise UserError(
       f"its {name} has 'module.' on {len(left)} of {len(state)} keys only, "
-      f'such as {left[0]}: two networks are mixed; name one with --prefix='
+      f'such as {left[0]}: two networks are mixed; convert one with --prefix='
     )
 
 

@@ -13,13 +13,15 @@ from esvit_jax.weights import (
   arguments,
   families,
   masks,
+  parts,
   published,
   tables,
 )
 from esvit_jax.weights.accounting import Account, Allowed, Part
 from esvit_jax.weights.handover import AUTO, NETWORKS, handed_on
 from esvit_jax.weights.networks import POOLED_NORM, Weights
-from esvit_jax.weights.published import CENTRES, HEADS, OWN
+from esvit_jax.weights.parts import HEADS
+from esvit_jax.weights.published import CENTRES, OWN
 from esvit_jax.weights.tables import Arrays
 
 # What is taken over of our own description of a file.
@@ -67,25 +69,25 @@ def _from_file(file, which, fields, allowed) -> Weights:
   account.leave_out(file.others)
   if (file.about or {}).get('layout') == OWN:
     return _from_own(file, networks, account)
-  buffers = set()
+  attn_masks = set()
   for name, arrays in networks.items():
     arrays = accounting.single_precision(arrays, account.notes)
-    networks[name], found = masks.taken_out(arrays)
-    buffers |= found
-  if buffers:
-    account.notes.append(f'{", ".join(buffers)}: constant, as of this network')
+    networks[name], taken = masks.taken_out(arrays)
+    attn_masks |= taken
 
   first = next(iter(networks.values()))
   config = _config(first, fields, file, account.notes)
-  backbone = published.split(first)['backbone']
+  backbone = parts.split(first)['backbone']
   module = architecture.build(config, backbone)
   about = {
     'model': architecture.resolved(config, module),
     'channels': architecture.channels(module, backbone),
   }
   about |= _normalisation(file, about['channels'], account.notes)
-  if buffers:
-    about['buffers'] = sorted(buffers)
+  if attn_masks:
+    masks.check(attn_masks, module)
+    about['buffers'] = [masks.KEY]
+    account.notes.append(f'{len(attn_masks)} constant {masks.KEY}')
   result = {
     name: _read_network(name, arrays, module, about, account)
     for name, arrays in networks.items()
@@ -137,16 +139,21 @@ def _config(arrays, fields, file, notes) -> dict:
     source, config = 'its own description', {**file.about['model'], **fields}
   else:
     known = _evidence(arrays, file, notes)
+    notes += [
+      f'{k} {fields[k]} as asked for, against {v} as the file says'
+      for k, v in known.items()
+      if fields.get(k, v) != v
+    ]
     source = 'inferred from the shapes'
-    backbone = published.split(arrays)['backbone']
+    backbone = parts.split(arrays)['backbone']
     config = families.infer(backbone, {**known, **fields})
-  told = [
+  settings = [
     f'{k} {v}'
     for k, v in config.items()
     if k not in ('name', 'dtype', 'init_scale')
   ]
   name = ' with '.join(
-    [str(config.get('name')), *filter(None, [', '.join(told)])]
+    [str(config.get('name')), *filter(None, [', '.join(settings)])]
   )
   notes.append(f'architecture: {name}, {source}')
   return config
@@ -159,7 +166,7 @@ def _evidence(arrays: Arrays, file: published.File, notes: list[str]) -> dict:
   notes += more
   if family != 'vit':
     return known
-  kind = published.kind(arrays)
+  kind = parts.kind(arrays)
   if f'{POOLED_NORM}.weight' in arrays:
     known['pool'] = 'mean'
   if kind == 'sit':
@@ -194,17 +201,17 @@ def _normalisation(file, channels: int, notes: list[str]) -> dict:
 
 def _read_network(name, arrays, module, about, account) -> dict:
   """{'params', 'batch_stats'} of a network, part by part."""
-  parts = published.split(arrays)
-  if 'head_dense' in parts and 'head' not in parts:
+  split = parts.split(arrays)
+  if 'head_dense' in split and 'head' not in split:
     raise UserError(f'its {name} has a head_dense but no head')
-  heads = [architecture.head(parts[k]) for k in HEADS if k in parts]
+  heads = [architecture.head(split[k]) for k in HEADS if k in split]
   if any(head != about.setdefault('head', heads[0]) for head in heads):
     raise UserError('its heads are of different sizes')
   variables = {'params': {}, 'batch_stats': {}}
-  for part, part_arrays in parts.items():
+  for part, part_arrays in split.items():
     where = f'{name} {part}'
     if part == 'beside':
-      layout = published.kind(arrays)
+      layout = parts.kind(arrays)
       init = functools.partial(_as_they_are, part_arrays, layout)
       read = account.read(part_arrays, Part(f'{name} {layout}', layout, init))
       for collection, tree in read.items():

@@ -5,10 +5,11 @@ from flax import traverse_util
 
 from esvit_jax.models import Swin
 from esvit_jax.models.swin import stage_window
-from esvit_jax.weights import architecture, families, masks, published, tables
+from esvit_jax.weights import architecture, families, masks, parts, tables
 from esvit_jax.weights.handover import AUTO
 from esvit_jax.weights.networks import POOLED_NORM, Weights
-from esvit_jax.weights.published import CENTRES, HEADS, OWN
+from esvit_jax.weights.parts import HEADS
+from esvit_jax.weights.published import CENTRES, OWN
 from esvit_jax.weights.tables import Arrays
 
 _MOCO = {'student': 'base_encoder.', 'teacher': 'momentum_encoder.'}
@@ -96,7 +97,7 @@ def _network_arrays(weights: Weights, name: str, prefix: str) -> Arrays:
   for key, count in weights.about.get('batches', {}).get(name, {}).items():
     arrays[key] = np.asarray(count, np.int64)
   if prefix:
-    beside = published.BESIDE
+    beside = parts.BESIDE
     arrays = {
       k if k.startswith(beside) or k.startswith(HEADS) else prefix + k: v
       for k, v in arrays.items()

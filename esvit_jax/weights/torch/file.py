@@ -93,7 +93,7 @@ def _other_format(head: bytes) -> str:
   if not head:
     return 'is empty: download or copy it again'
   if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 1 << 40:
-    return 'is a safetensors file, not one of torch.save: load it as such'
+    return 'is a safetensors file: give it a name that ends in .safetensors'
   kinds = {
     b'PK': 'a zip without members',
     b'\x1f\x8b': 'a gzip file: unpack it first',

@@ -4,24 +4,23 @@ An interpreter of its own knows the few instructions torch.save writes and a
 closed table of names; a pickle can reach no other Python object through it.
 """
 
-import dataclasses
 import pickle
 import re
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from esvit_jax.weights.torch.array import (
-  CODES,
-  KINDS,
-  RefusedError,
-  Storage,
-  Storages,
-  elements,
-  naturals,
-  short,
+from esvit_jax.weights.torch.array import RefusedError, Storage, Storages, short
+from esvit_jax.weights.torch.names import (
+  NAMES,
+  Fields,
+  Kind,
+  Maker,
+  Pending,
+  checked_key,
+  numpy_values,
+  says,
 )
 
 # What a file may cost. Swin-B with optimiser, 1,900 arrays, takes 95,000 steps.
@@ -47,151 +46,6 @@ def run_at(code: bytes, storages: Storages) -> tuple[Any, int]:
   machine = _Machine(code, storages)
   return machine.run(), machine.at
 
-
-# What the names of the pickle stand for. A maker gets the machine first.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-  """A class of storages; `code` is its element type."""
-
-  code: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Maker:
-  """A name that may be called, or made an object of."""
-
-  make: Callable[..., Any]
-
-
-@dataclasses.dataclass
-class _Pending:
-  """A numpy dtype or array between its making and its state."""
-
-  code: str | None = None  # of a dtype, with its byte order
-  array: np.ndarray | None = None
-
-
-class _Fields(dict):
-  """The fields of an argparse.Namespace."""
-
-
-def _tensor(
-  machine, storage, offset, size, stride, grad=None, hooks=None, bits=None
-):
-  """torch._utils._rebuild_tensor_v2; bits mark a lazy conjugate or minus."""
-  if type(storage) is not Storage or bits:
-    raise RefusedError('has a tensor that is not plain values: refused')
-  return machine.storages.view(storage, offset, size, stride)
-
-
-def _untyped_tensor(
-  machine, storage, offset, size, stride, grad, hooks, dtype, bits=None
-):
-  """torch._utils._rebuild_tensor_v3, whose storage has no type of its own."""
-  known = type(dtype) is str and dtype.removeprefix('torch.') in CODES
-  if type(storage) is not Storage or not known:
-    raise RefusedError(f'has a tensor of type {short(dtype)}: not read')
-  code = CODES[dtype.removeprefix('torch.')]
-  storage = dataclasses.replace(storage, code=code)
-  return _tensor(machine, storage, offset, size, stride, bits=bits)
-
-
-def _parameter(machine, data, grad=None, hooks=None, state=None):
-  return data
-
-
-def _size(machine, values=()):
-  return naturals(values)
-
-
-def _device(machine, kind, index=None):
-  if type(kind) is not str or type(index) not in (int, type(None)):
-    raise TypeError
-  machine.spend(len(kind) // 64)
-  device = kind if index is None else f'{kind}:{index}'
-  if not re.fullmatch('[a-z]{1,16}(:[0-9]{1,4})?', device):
-    raise RefusedError('has a torch.device that is none: it is damaged')
-  return device
-
-
-def _set(machine, values=()):
-  machine.spend(len(values))
-  return set(map(_key, values))
-
-
-def _bytes(machine, text='', encoding='latin1'):
-  """How protocol 2 writes bytes: _codecs.encode(text, 'latin1')."""
-  if type(text) is not str or not _says(encoding, 'latin1'):
-    raise RefusedError(
-      'has bytes in an encoding torch.save does not use: refused'
-    )
-  machine.spend(len(text) // 64)
-  return text.encode('latin1')
-
-
-def _numpy_dtype(machine, code, align=False, copy=False):
-  if not _says(code, *CODES.values()) or code == 'bf16':
-    raise RefusedError(f'has numpy values of type {short(code)}: not read')
-  return _Pending(code=code)
-
-
-def _numpy_scalar(machine, dtype, raw):
-  return _numpy_values(machine, dtype, raw, (), 'C').item()
-
-
-def _numpy_values(machine, dtype, raw, shape, order):
-  if type(dtype) is not _Pending or type(raw) is not bytes:
-    raise RefusedError('has a numpy value that is not plain numbers: refused')
-  machine.spend(len(raw) // 64)
-  values = elements(raw, dtype.code[-2:], dtype.code[:-2])
-  return values.reshape(naturals(shape), order=order)
-
-
-_TABLE = {
-  **{f'torch.{name}': _Kind(code) for name, code in KINDS.items()},
-  'torch.storage.UntypedStorage': _Kind('u1'),
-  **{f'torch.{name}': f'torch.{name}' for name in CODES},
-  'torch._utils._rebuild_tensor_v2': _Maker(_tensor),
-  'torch._utils._rebuild_tensor_v3': _Maker(_untyped_tensor),
-  'torch._utils._rebuild_parameter': _Maker(_parameter),
-  'torch._utils._rebuild_parameter_with_state': _Maker(_parameter),
-  'torch.Size': _Maker(_size),
-  'torch.device': _Maker(_device),
-  'collections.OrderedDict': _Maker(lambda machine: {}),
-  'argparse.Namespace': _Maker(lambda machine: _Fields()),
-  '__builtin__.set': _Maker(_set),
-  'builtins.set': _Maker(_set),
-  '__builtin__.bytes': _Maker(_bytes),
-  '_codecs.encode': _Maker(_bytes),
-  'numpy.ndarray': 'numpy.ndarray',
-  'numpy.dtype': _Maker(_numpy_dtype),
-}
-for _place in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-  _TABLE[f'{_place}.scalar'] = _Maker(_numpy_scalar)
-  _TABLE[f'{_place}._reconstruct'] = _Maker(lambda machine, *_: _Pending())
-
-
-def _says(value: object, *words: str) -> bool:
-  """Whether a value is one of the words; == alone is an array's own affair."""
-  return type(value) is str and value in words
-
-
-def _key(key: object) -> object:
-  """Checks that a value may be a key.
-
-  Tuples are out because hashing nested ones overflows the C stack, integers
-  beyond 60 bits because they can be made to share one hash.
-  """
-  if type(key) is int and abs(key) < 1 << 60:
-    return key
-  if type(key) not in (str, bytes, float, bool, type(None)):
-    raise RefusedError(f'has a key of type {type(key).__name__}: refused')
-  return key
-
-
-# The interpreter.
 
 _CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
 _EMPTY = {
@@ -331,30 +185,30 @@ class _Machine:
     if kind is list:
       target.extend(items)
     else:
-      target.update(map(_key, items))
+      target.update(map(checked_key, items))
 
   def set_items(self, items: list):
     target = self.stack[-1]
     if type(target) is not dict:
       raise TypeError
     for key, value in zip(items[::2], items[1::2], strict=True):
-      target[_key(key)] = value
+      target[checked_key(key)] = value
 
   def name(self, module: str, name: str, known: bool = True):
     """Looks a global up in the table; there is no other way to one."""
     if type(module) is not str or type(name) is not str:
       raise TypeError
     whole = f'{module}.{name}'
-    if whole not in _TABLE or not known:
+    if whole not in NAMES or not known:
       raise RefusedError(
         f'asks for the Python object {short(whole)}, which is no array or '
         'plain container: refused, nothing was run; torch.save state_dicts '
         'and plain values only'
       )
-    self.stack.append(_TABLE[whole])
+    self.stack.append(NAMES[whole])
 
   def call(self, maker: object, args: object):
-    if type(maker) is not _Maker or type(args) is not tuple:
+    if type(maker) is not Maker or type(args) is not tuple:
       raise RefusedError('calls something that is no maker of values: refused')
     self.spend(10)
     self.stack.append(maker.make(self, *args))
@@ -362,19 +216,19 @@ class _Machine:
   def build(self, state: Any):
     """Gives the object on top of the stack its state."""
     target = self.stack[-1]
-    if type(target) is _Fields:
+    if type(target) is Fields:
       if type(state) is not dict or not all(type(k) is str for k in state):
         raise TypeError
       self.spend(len(state))
       target.update(state)
-    elif type(target) is _Pending and target.code:
-      if not _says(state[1], '<', '>', '=', '|'):
+    elif type(target) is Pending and target.code:
+      if not says(state[1], '<', '>', '=', '|'):
         raise ValueError
       target.code = state[1] + target.code[-2:]
-    elif type(target) is _Pending:
+    elif type(target) is Pending:
       _, shape, dtype, fortran, raw = state
       order = 'F' if fortran else 'C'
-      target.array = _numpy_values(self, dtype, raw, shape, order)
+      target.array = numpy_values(self, dtype, raw, shape, order)
     elif type(target) is not dict:  # of an OrderedDict: its Python attributes
       raise RefusedError(
         f'sets attributes of an object of type {type(target).__name__}: '
@@ -388,8 +242,8 @@ class _Machine:
       raise RefusedError('points to something that is no storage: refused')
     word, kind, key, _, count = target[:5]
     if (
-      not _says(word, 'storage')
-      or type(kind) is not _Kind
+      not says(word, 'storage')
+      or type(kind) is not Kind
       or type(key) is not str
       or not re.fullmatch('[0-9]{1,20}', key)
     ):
@@ -435,17 +289,17 @@ class _Plainer:
       return item, 1, 0
     if type(item) is Storage:
       return self.machine.storages.elements(item), 1, 0
-    if type(item) is _Pending and item.array is not None:
+    if type(item) is Pending and item.array is not None:
       return item.array, 1, 0
-    if type(item) not in (dict, _Fields, list, tuple, set):
+    if type(item) not in (dict, Fields, list, tuple, set):
       raise RefusedError('has a name where a value should be: refused')
     if depth < _DEPTH and id(item) not in self.done:
       self.done[id(item)] = self.copy(item, depth)
     # What is not done lies too deep: it may hold itself.
-    found = self.done.get(id(item))
-    if found is None or depth + found[2] > _DEPTH:
+    done = self.done.get(id(item))
+    if done is None or depth + done[2] > _DEPTH:
       raise RefusedError(f'nests more than {_DEPTH} containers: refused')
-    return found
+    return done
 
   def copy(self, item: Any, depth: int) -> tuple[Any, int, int]:
     inner = item.values() if isinstance(item, dict) else item
