@@ -11,7 +11,7 @@ import sys
 
 from esvit_jax import protocols, report, workdir
 from esvit_jax.errors import Stopped, UserError
-from esvit_jax.workdir import provenance, terminal
+from esvit_jax.workdir import figures, provenance, terminal
 
 
 def run(config, directory: str = '', out=sys.stdout) -> dict:
@@ -65,7 +65,10 @@ def write(result: protocols.Result) -> None:
 
 def _print(result: protocols.Result, out) -> None:
   rows = [
-    (name, f'{value:.4g}' if isinstance(value, float) else str(value))
+    (
+      figures.title(name),
+      f'{value:.4g}' if isinstance(value, float) else str(value),
+    )
     for name, value in result.figures.items()
     if isinstance(value, (float, int, str))
   ]

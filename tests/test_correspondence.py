@@ -42,7 +42,7 @@ def score(grids, size, **settings):
 def test_the_mean_is_over_images_whatever_their_batches():
   grids = np.random.default_rng(0).standard_normal((5, 4, 6, 8))
   whole = score(grids, 5)
-  assert whole['images'] == 5 and 0 < whole['accuracy'] < 1
+  assert whole['images'] == 5 and 0 < whole['accuracy'] < 100
   assert score(grids, 2) == pytest.approx(whole, rel=1e-5)
   keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(5))
   alone = [
@@ -62,7 +62,7 @@ def test_perfect_matches_and_no_images():
     KEY,
     16,
   )
-  assert found['accuracy'] == 1 and found['distance_error'] == 0
+  assert found['accuracy'] == 100 and found['distance_error'] == 0
   with pytest.raises(UserError, match='no images'):
     score(grids[:0], 2)
 

@@ -141,9 +141,10 @@ def test_groups_stay_together_on_the_map(method):
   assert points.shape == (75, 2) and points.dtype == np.float32
   np.testing.assert_array_equal(embedding.plane(x, method), points)
   told = embedding.plane_figures(x, points, labels)
-  assert told['same_label'] > 95
+  assert told['same_label_on_map'] > 95
   assert 2 < told['effective_rank'] < 9
-  assert 'same_label' not in embedding.plane_figures(x, points, labels * 0 - 1)
+  unlabelled = embedding.plane_figures(x, points, labels * 0 - 1)
+  assert 'same_label_on_map' not in unlabelled
 
 
 @pytest.mark.parametrize('N', [3, 4, 70])

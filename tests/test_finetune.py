@@ -166,7 +166,7 @@ def test_cross_entropy_is_the_formula():
   expected = [-targets[b] @ np.log(p[b, v]) for b in range(4) for v in (0, 1)]
   np.testing.assert_allclose(value, np.mean(expected), rtol=1e-5)
   right = logits.argmax(-1) == targets.argmax(-1)[:, None]
-  np.testing.assert_allclose(metrics['accuracy'], right.mean())
+  np.testing.assert_allclose(metrics['accuracy'], 100 * right.mean(), rtol=1e-6)
 
 
 def test_features_are_the_backbones():

@@ -43,7 +43,7 @@ def test_flip_score_gives_the_published_values(
   score = correspondence.flip_score(
     first, first[:, ::-1] + np.float32(noise) * other, stride
   )
-  assert score['accuracy'] == pytest.approx(published[0])
+  assert score['accuracy'] == pytest.approx(100 * published[0])
   # Published in float32.
   assert score['distance_error'] == pytest.approx(published[1], abs=2e-5)
   assert score['sim_11th'] == pytest.approx(published[2], abs=1e-6)
@@ -57,12 +57,12 @@ def grid(height, width, seed=0):
 def test_a_mirrored_grid_is_found_exactly():
   x = grid(3, 5)
   score = correspondence.flip_score(x, 7 * x[:, ::-1], 8)
-  assert score['accuracy'] == 1.0
+  assert score['accuracy'] == 100
   assert score['distance_error'] == 0.0
   assert score['sim_11th'] == pytest.approx(1.0)
   # Not mirrored at all: only the middle column lies where it should.
   score = correspondence.flip_score(x, x, 8, top=15)
-  assert score['accuracy'] == pytest.approx(3 / 15)
+  assert score['accuracy'] == pytest.approx(100 * 3 / 15)
   assert score['distance_error'] == pytest.approx(8 * (4 + 2 + 0 + 2 + 4) / 5)
 
 

@@ -76,6 +76,23 @@ def test_alone_as_in_training(run_dir, tmp_path):
   assert figures['top1'] >= last['knn/teacher']
 
 
+def test_baselines_stand_beside_a_figure(run_dir, tmp_path):
+  figures, said, _ = evaluated(of(knn, run_dir), tmp_path / 'a')
+  assert 10 <= figures['chance'] < 12  # of ten classes
+  assert 'chance, %' in said and 'top-1 accuracy, %' in said
+  assert 'raw_pixels' not in figures  # measured with more training images
+
+  copy = tmp_path / 'run'
+  shutil.copytree(run_dir, copy)
+  config = json.loads((copy / 'config.json').read_text())
+  config['eval']['train_images'] = 0
+  (copy / 'config.json').write_text(json.dumps(config))
+  line = json.loads((copy / 'metrics.jsonl').read_text().splitlines()[0])
+  figures, _, _ = evaluated(of(knn, copy), labels_per_class=0)
+  for name in ('random_init', 'raw_pixels'):
+    assert figures[name] == line[f'knn/{name}']
+
+
 def test_student_and_teacher_differ(run_dir, tmp_path):
   config = of(knn, run_dir)
   config.which = 'student'
@@ -122,7 +139,7 @@ def test_fine_tuning_starts_from_the_backbone(run_dir, tmp_path):
   config.eval.pictures = False
   config.optim.lr = config.optim.min_lr = config.optim.warmup_epochs = 0.0
   figures, said, _ = evaluated(config, tmp_path / 'a')
-  assert set(figures) == {'accuracy/student'}
+  assert set(figures) == {'top1'}
   tuned = esvit_jax.load(tmp_path / 'a')[1]['params']
   before = esvit_jax.load(run_dir)[1]['params']
   assert tuned.keys() == before.keys()
@@ -194,7 +211,9 @@ def test_analyses_draw(run_dir, tmp_path, module, drawn):
     assert list(blocks) == ['stage0_block0', 'stage1_block0', 'stage1_block1']
     assert 0 < blocks['stage0_block0']['entropy'] < np.log(49)
   elif module is correspondence:
-    assert 0 <= figures['accuracy'] <= 1
+    assert 0 <= figures['accuracy'] <= 100
+    assert 0 <= figures['random_init'] <= 100
+    assert figures['chance'] == pytest.approx(100 / 16)
     assert figures['images'] == 64
 
 

@@ -3,6 +3,7 @@
 import base64
 import fcntl
 import html.parser
+import itertools
 import json
 import re
 import subprocess
@@ -20,10 +21,12 @@ from esvit_jax.report import (
   commands,
   comparison,
   curves,
+  evaluations,
   records,
   tables,
 )
-from esvit_jax.report.charts import Series
+from esvit_jax.report.charts import Rule, Series
+from esvit_jax.workdir import figures
 
 VOID = {'meta', 'img', 'path', 'line', 'circle'}
 EVIL = '<script>alert("1")</script>&\'<img src=x onerror=y>'
@@ -703,6 +706,100 @@ def test_colours_can_be_read_in_both_themes(theme):
       contrast = (pair[1] + 0.05) / (pair[0] + 0.05)
       least = 3 if re.fullmatch(r's\d', name) else 4.5
       assert contrast >= least, f'{name} on {ground}: {contrast:.2f}'
+
+
+# Evaluations
+
+
+@pytest.mark.parametrize(
+  'name, text',
+  [
+    ('top1', 'top-1 accuracy, %'),
+    ('top1_k20', 'top-1 accuracy, %, k = 20'),
+    ('no_name_yet', 'no_name_yet'),
+  ],
+)
+def test_figures_have_names_with_units(name, text):
+  assert figures.title(name) == text
+
+
+def test_figures_of_blocks_are_rows_not_columns(tmp_path):
+  blocks = {f'block{i}': {'entropy': 2.0 + i, 'distance': 30} for i in range(9)}
+  evaluation = {'figures': {'same_layer': 1.0, 'attention': blocks}}
+  path = write(tmp_path, config(), lines(), None, {'layers': evaluation})
+  (found,) = evaluations.of_run(records.read(path))
+  table = found.tables[-1]
+  assert [x.title for x in table.columns] == ['', 'entropy', 'distance']
+  assert [row[0] for row in table.rows] == list(blocks)
+
+
+def test_compared_runs_show_their_evaluations(tmp_path):
+  folders = [
+    write(tmp_path / x, config(), lines(), None, {'knn': {'figures': y}})
+    for x, y in (('a', {'top1': 71.0}), ('b', {'top1': 72.5, 'top5': 91.0}))
+  ]
+  _, _, text = built(*folders).text.partition('Evaluations')
+  assert 'knn: top-1 accuracy, % 71 72.5' in text
+  assert 'knn: top-5 accuracy, % – 91' in text
+
+
+def test_a_network_has_one_colour_in_all_charts(tmp_path):
+  """Whichever of teacher and student was measured first."""
+  measured = [
+    {'step': i, 'knn/student': i, 'knn/teacher': i, 'linear/student': 1.5 * i}
+    for i in range(1, 4)
+  ]
+  measured[-1]['linear/teacher'] = 7.0
+  run = records.read(write(tmp_path, config(), measured))
+  for chart in curves.of_run(run).charts:
+    styles = {x.label: x.style for x in chart.lines}
+    assert styles == {'teacher': 's0', 'student': 's1'}
+    # Where their dots lie on one another, both are seen.
+    first, second = (x.dot_size for x in chart.lines)
+    assert first > second
+
+
+def test_accuracies_of_fine_tuning_share_a_chart(tmp_path):
+  measured = [
+    {'step': i, 'train/accuracy': 10.0 * i, 'accuracy/student': 9.0 * i}
+    for i in range(1, 4)
+  ]
+  run = records.read(write(tmp_path, config(), measured))
+  (chart,) = curves.of_run(run).charts
+  assert chart.title == 'accuracy, %'
+  assert {x.label for x in chart.lines} == {'student', 'training batches'}
+  assert len({x.style for x in chart.lines}) == 2
+
+
+def test_the_loss_of_the_tile_is_that_of_the_verdict(tmp_path):
+  measured = lines()
+  measured[-1]['train/loss'] = 9.0
+  run = records.read(write(tmp_path, config(), measured))
+  loss = next(x for x in run.headline() if x.label == 'loss')
+  assert any(f'loss {loss.text}' in line for line in run.verdict())
+
+
+def test_compared_runs_have_baselines_in_their_charts(tmp_path):
+  a = write(tmp_path / 'a', config(), lines())
+  other = lines()
+  other[0]['knn/random_init'] = 60.0
+  b = write(tmp_path / 'b', config(), other)
+  runs = [records.read(x) for x in (a, b)]
+  knn = next(x for x in curves.of_runs(runs) if x.title.startswith('k-NN'))
+  rules = [(label, style) for _, _, label, style in knn.rules]
+  assert rules.count(('raw pixels', '')) == 1  # the same in both
+  assert {style for _, style in rules} == {'', 's0', 's1'}
+
+
+def test_labels_of_rules_and_steps_do_not_collide():
+  close = [Rule(80.0, 'raw pixels'), Rule(79.9, 'untrained network')]
+  points = [(0, 50.0), (1_250_000, 81.0)]
+  chart = charts.chart('x', [Series('x', points)], 'fit', close)
+  (_, first, *_), (_, second, *_) = chart.rules
+  assert abs(first - second) >= charts.LINE - 1
+  places = [x.place for x in chart.steps]
+  width = charts.LETTER * max(len(x.text) for x in chart.steps)
+  assert all(b - a > width for a, b in itertools.pairwise(places))
 
 
 # Commands

@@ -77,7 +77,7 @@ def flip_score(
     top: how many matches count.
 
   Returns:
-    accuracy (share of the `top` surest matches that are exactly right),
+    accuracy (percent of the `top` surest matches that are exactly right),
     distance_error (their mean distance from it, pixels), and sim_11th, the
     similarity of the first match that does not count.
   """
@@ -86,7 +86,7 @@ def flip_score(
   mirrored = np.stack([first[:, 0], last_column - first[:, 1]], 1)
   error = stride * np.linalg.norm(mirrored - second, axis=1)[:top]
   return {
-    'accuracy': float((error == 0).mean()),
+    'accuracy': 100 * float((error == 0).mean()),
     'distance_error': float(error.mean()),
     'sim_11th': float(similarity[min(top, len(similarity) - 1)]),
   }

@@ -151,8 +151,8 @@ def plane_figures(
     labels: i[N]; -1 is none.
 
   Returns:
-    effective_rank of the features and, with labels, same_label: how many
-    images in a hundred have one of their class nearest on the map.
+    effective_rank of the features and, with labels, same_label_on_map: how
+    many images in a hundred have one of their class nearest on the map.
   """
   classes = np.zeros(len(features)) if labels is None else labels
   sampled = data.balanced(classes, RANK_IMAGES)
@@ -163,7 +163,7 @@ def plane_figures(
     if len(known) > 1:
       nearest = _nearest(np.asarray(points, np.float64)[known])
       same = labels[known][nearest] == labels[known]
-      figures['same_label'] = 100 * float(same.mean())
+      figures['same_label_on_map'] = 100 * float(same.mean())
   return figures
 
 

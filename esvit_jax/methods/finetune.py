@@ -112,12 +112,13 @@ def cross_entropy(logits: jax.Array, targets: jax.Array):
     targets: probabilities f32[B, classes], the same for all views.
 
   Returns:
-    (f32[], {'accuracy': share of views whose likeliest class is the target's})
+    f32[], and {'accuracy': percent of views whose likeliest class is that of
+    the target}
   """
   log_p = jax.nn.log_softmax(logits)
   value = -jnp.einsum('bvk,bk->bv', log_p, targets).mean()
   right = logits.argmax(-1) == targets.argmax(-1)[:, None]
-  return value, {'accuracy': right.mean(dtype=jnp.float32)}
+  return value, {'accuracy': 100 * right.mean(dtype=jnp.float32)}
 
 
 def _classes(asked: int, given: int) -> int:

@@ -3,18 +3,21 @@
 EsViT (arXiv 2106.09785), section 4.3.
 """
 
+import math
+
 import jax
 
 from esvit_jax import augment
 from esvit_jax.analysis import correspondence
 from esvit_jax.analysis.plots.correspondence import matches_png
 from esvit_jax.analysis.plots.images import pixels
+from esvit_jax.protocols import baselines
 from esvit_jax.protocols.setup import Result, prepare
 from esvit_jax.weights import networks
 
 
 def run(config, directory: str, out) -> Result:
-  """The published measure, and a picture of the first image's matches.
+  """The published measure, of the untrained network too, and a picture.
 
   Raises:
     UserError: the network cannot be used.
@@ -38,18 +41,25 @@ def run(config, directory: str, out) -> Result:
   def grids(variables, images):
     return tuple(forward(variables, x).grid for x in images)
 
-  of_rows = setup.apply(grids, pair)
+  trained = setup.apply(grids, pair)
+  untrained = setup.apply(grids, pair, baselines.untrained(setup))
 
   def batches():
     return setup.batches(setup.sample(c.correspondence.images))
 
+  def score(network):
+    return correspondence.mean_flip_score(
+      lambda *rows: network(rows), batches(), key, c.size // first.shape[1]
+    )
+
   key = jax.random.key(c.seed)
   batch = next(iter(batches()))
   keys = jax.random.split(key, len(batch['mask']))
-  first, second = jax.device_get(of_rows((batch, keys)))
-  figures = correspondence.mean_flip_score(
-    lambda *rows: of_rows(rows), batches(), key, c.size // first.shape[1]
-  )
+  first, second = jax.device_get(trained((batch, keys)))
+  figures = score(trained) | {
+    'chance': 100 / math.prod(first.shape[1:3]),
+    'random_init': score(untrained)['accuracy'],
+  }
   images = jax.device_get(jax.jit(pair)((batch, keys)))
   matches_png(
     setup.picture('copies'),

@@ -1,6 +1,7 @@
 """Evaluators of fixed pooled features: k-NN, ridge regression."""
 
 from esvit_jax import evals
+from esvit_jax.protocols import baselines
 from esvit_jax.protocols.setup import Result, prepare, require_test
 
 
@@ -16,6 +17,7 @@ def protocol(name: str):
       for source in (setup.train, setup.test)
     )
     (figures,) = evals.figures([name], train, test).values()
+    figures |= baselines.chance(test.labels) | baselines.of_run(setup, name)
     return setup.result(figures)
 
   return run

@@ -14,6 +14,7 @@ from esvit_jax import augment, data, evals, sharding
 from esvit_jax.errors import UserError
 from esvit_jax.evals import heads, probe, scores
 from esvit_jax.models.layers import Features
+from esvit_jax.protocols import baselines
 from esvit_jax.protocols.setup import Result, Setup, prepare, require_test
 
 RECIPES = {
@@ -49,6 +50,7 @@ def figures(setup: Setup) -> dict:
   best = sweep.table[0]
   return {
     **sweep.figures,
+    **baselines.chance(test[1]),
     'train_images': len(setup.train),
     **{name: best[name] for name in ('features', 'norm', 'lr')},
     'table': sweep.table,

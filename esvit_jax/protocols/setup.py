@@ -91,12 +91,15 @@ class Setup(NamedTuple):
     c = self.config.data
     return augment.normalize(batch['image'], c.mean, c.std)
 
-  def apply(self, fn: Callable, views: Callable | None = None) -> Callable:
+  def apply(
+    self, fn: Callable, views: Callable | None = None, variables=None
+  ) -> Callable:
     """batch -> fn(variables, images): jitted, whole on every device.
 
     Args:
       fn: of the backbone's variables and images.
       views: batch -> images f32[B, H, W, C]; by default they are normalised.
+      variables: of the backbone; by default those of the network.
     """
     views = views or self.normalize
     everywhere = sharding.replicated(self.mesh)
@@ -106,7 +109,8 @@ class Setup(NamedTuple):
       outputs = fn(variables, views(batch))
       return jax.lax.with_sharding_constraint(outputs, everywhere)
 
-    variables = jax.device_put(self.variables, everywhere)
+    variables = self.variables if variables is None else variables
+    variables = jax.device_put(variables, everywhere)
     return lambda batch: call(variables, batch)
 
   def features(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from esvit_jax.report import tables
 from esvit_jax.report.records import Figure, Record
+from esvit_jax.workdir.figures import title
 
 ORIGIN = ('git', 'devices', 'processes')  # of run.json: what may matter
 
@@ -60,7 +61,7 @@ def evaluations(runs: Sequence[Record]) -> tables.Table | None:
       of_one = content.get('figures')
       for key, x in of_one.items() if isinstance(of_one, dict) else ():
         if isinstance(x, (int, float)):
-          figures[f'{content["name"]}: {key}'] = x
+          figures[f'{content["name"]}: {title(key)}'] = x
     by_run.append(figures)
   keys = dict.fromkeys(key for figures in by_run for key in figures)
   rows = [

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from esvit_jax.report import records, tables
 from esvit_jax.report.records import Record
 from esvit_jax.workdir import flatten
+from esvit_jax.workdir.figures import title
 from esvit_jax.workdir.metrics import NETWORKS
 
 
@@ -64,7 +65,7 @@ def _evaluation(content: Mapping) -> Evaluation:
     elif isinstance(x, Mapping):
       groups.append({'': key, **flatten(x)})
     else:
-      single.append((key, tables.value(x)))
+      single.append((title(key), tables.value(x)))
   parts = []
   if single:
     parts.append(tables.table(['figure', 'value'], single))
