@@ -64,6 +64,7 @@ def sampling_matrix(
   *,
   flip: jax.Array | bool = False,
   bilinear: jax.Array | bool = False,
+  made: jax.Array | None = None,
 ) -> jax.Array:
   """Antialiased resampling of one axis, as PIL's `crop` then `resize`.
 
@@ -77,14 +78,17 @@ def sampling_matrix(
     canvas: number of pixels of the canvas on this axis.
     flip: whether the output is mirrored.
     bilinear: whether the filter is the triangle instead of the cubic.
+    made: number of pixels that the box becomes, i32[]; by default all of
+      `out`. What lies past it repeats the border.
 
   Returns:
     Weights f32[out, canvas]; each row sums to one.
   """
-  i = jnp.arange(out)
-  i = jnp.where(flip, out - 1 - i, i).astype(jnp.float32)
+  made = out if made is None else made
+  i = jnp.minimum(jnp.arange(out), made - 1)
+  i = jnp.where(flip, made - 1 - i, i).astype(jnp.float32)
   j = jnp.arange(canvas) - start
-  step = length.astype(jnp.float32) / out
+  step = length.astype(jnp.float32) / made
   centre = (i + 0.5) * step
   t = (j.astype(jnp.float32) + 0.5)[None, :] - centre[:, None]  # out canvas
   t = jnp.abs(t) / jnp.maximum(step, 1.0)
