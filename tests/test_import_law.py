@@ -26,7 +26,8 @@ LAW = {
   ),
   'evaluate': ('protocols report workdir', ''),
   'protocols': (
-    'train report analysis evals weights workdir augment models data sharding',
+    'train report analysis dense evals weights workdir augment models data '
+    'sharding',
     'jax numpy',
   ),
   'train': (
@@ -42,6 +43,7 @@ LAW = {
     'evals models workdir data sharding',
     'jax numpy scipy matplotlib sklearn threadpoolctl',
   ),
+  'dense': ('augment', 'jax numpy scipy'),
   'convert': ('weights workdir', ''),
   'methods': ('losses augment models optim state', 'jax numpy flax'),
   'evals': ('augment models data sharding', 'jax numpy optax'),
@@ -50,7 +52,7 @@ LAW = {
   'augment': ('', 'jax numpy'),
   'models': ('', 'jax numpy flax'),
   'workdir': ('state', 'jax numpy clu orbax rich'),
-  'data': ('', 'numpy grain tensorflow_datasets PIL simplejpeg'),
+  'data': ('', 'numpy scipy grain tensorflow_datasets PIL simplejpeg'),
   'optim': ('', 'jax numpy optax'),
   'state': ('', 'jax numpy optax'),
   'sharding': ('', 'jax numpy'),

@@ -7,16 +7,19 @@ Opening and naming a source:
 """
 
 import contextlib
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from esvit_jax.data import embedded, filelist, folder, tfds
+from esvit_jax.data import embedded, filelist, folder, masks, scenes, tfds
 from esvit_jax.data.crops import MARGIN, center_cropped, enlarged
 from esvit_jax.data.fewshot import balanced
 from esvit_jax.data.pipeline import Feed, Pipeline, epoch
+from esvit_jax.data.segmentation import zero_is_void
 from esvit_jax.data.source import Source, spread
 from esvit_jax.data.subset import hold_out, labels, sample, subsample, subset
+from esvit_jax.data.survey import survey
 from esvit_jax.errors import UserError
 
 # Each builder takes (place, split, data_dir, canvas, channels), where `place`
@@ -25,6 +28,8 @@ SOURCES = {
   'embedded': embedded.open_split,
   'folder': folder.open_split,
   'list': filelist.open_split,
+  'masks': masks.open_split,
+  'scenes': scenes.open_split,
   'tfds': tfds.open_split,
 }
 
@@ -49,6 +54,7 @@ __all__ = [
   'spread',
   'subsample',
   'subset',
+  'survey',
 ]
 
 
@@ -56,10 +62,11 @@ def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
   """Opens one split of the images that a config names.
 
   Args:
-    config: `source` ('embedded', 'folder:/path', 'list:/path' or 'tfds:name')
-      and, each optional (None means the default): `split` ('train'),
-      `data_dir` (where tfds keeps its sets), `canvas` (pixels, one number or
-      (height, width)), `channels` (1 or 3).
+    config: `source` ('embedded', 'scenes', 'folder:/path', 'list:/path',
+      'masks:/path' or 'tfds:name') and, each optional (None means the
+      default): `split` ('train'), `data_dir` (where tfds keeps its sets),
+      `canvas` (pixels, one number or (height, width)), `channels` (1 or 3),
+      `zero` (of masks: 'class', or 'void' where classes begin with 1).
     split: used instead of the config's.
 
   Raises:
@@ -71,18 +78,26 @@ def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
     hint = f' (did you mean {near[0]!r}?)' if near else ''
     raise UserError(
       f'data.source {config["source"]!r} is unknown{hint}: use '
-      "'embedded', 'folder:/path', 'list:/path' or 'tfds:name'"
+      "'embedded', 'scenes', 'folder:/path', 'list:/path', 'masks:/path' or "
+      "'tfds:name'"
     )
   channels = config.get('channels') or None
   if channels not in (None, 1, 3):
     raise UserError(f'data.channels is {channels}: use 1 (grey) or 3 (RGB)')
-  return SOURCES[kind](
+  zero = config.get('zero') or 'class'
+  if zero not in ('class', 'void'):
+    raise UserError(f"data.zero is {zero!r}: use 'class' or 'void'")
+  source = SOURCES[kind](
     place,
     split=split or config.get('split') or 'train',
     data_dir=config.get('data_dir') or None,
     canvas=_canvas(config.get('canvas')),
     channels=channels,
   )
+  if zero == 'void' and source.segmentation:
+    segmentation = zero_is_void(source.segmentation)
+    source = dataclasses.replace(source, segmentation=segmentation)
+  return source
 
 
 def open_pair(config: Mapping[str, Any]) -> tuple[Source, Source | None]:

@@ -23,7 +23,9 @@ def center_cropped(source: Source, size: int) -> Source:
   if longest < MARGIN * size:
     longest = max((max(x) for x in sizes(len(source), source.read)), default=0)
   shorter = round(MARGIN * size) if longest >= MARGIN * size else size
-  return dataclasses.replace(source, canvas=(size, size), shorter=shorter)
+  return dataclasses.replace(
+    source, canvas=(size, size), shorter=shorter, segmentation=None
+  )
 
 
 def enlarged(source: Source) -> str:

@@ -83,6 +83,41 @@ def size(record: bytes | np.ndarray) -> tuple[int, int]:
     raise Unreadable(error) from error
 
 
+def turned_size(record: bytes | np.ndarray) -> tuple[int, int]:
+  """`size` as the image's orientation tag (EXIF), if it has one, turns it."""
+  h, w = size(record)
+  if isinstance(record, np.ndarray):
+    return h, w
+  from PIL import ExifTags, Image
+
+  with Image.open(io.BytesIO(record)) as image:
+    turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+  return (w, h) if turn >= 5 else (h, w)
+
+
+def fit_labels(
+  labels: np.ndarray, shape: tuple[int, int], canvas: tuple[int, int]
+) -> np.ndarray:
+  """Classes of pixels, moved as `decode` moves the image: nearest.
+
+  Args:
+    labels: of the image as it is stored, u8[h, w].
+    shape: height and width of the decoded image.
+    canvas: that it was decoded for.
+
+  Returns:
+    u8[*shape]
+  """
+  if labels.shape == shape:
+    return labels
+  scale = _scale(*labels.shape, canvas)
+  rows, columns = (
+    _nearest(n, n * min(1, side / max(1, round(n * scale))), made)
+    for n, side, made in zip(labels.shape, canvas, shape)
+  )
+  return labels[rows[:, None], columns[None]]
+
+
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
   """u8[h,w] or u8[h,w,c] -> u8[h,w,channels]; alpha is dropped."""
   if image.ndim == 2:
@@ -157,6 +192,14 @@ def _scale(h: int, w: int, canvas: tuple[int, int]) -> float:
   fits = min(canvas[0] / h, canvas[1] / w)
   floor = min(canvas) / 2 / min(h, w)
   return min(1.0, max(fits, floor))
+
+
+def _nearest(n: int, kept: float, made: int) -> np.ndarray:
+  """Which of n pixels stand for the middle `kept` of them made `made`."""
+  first = (n - kept) // 2
+  middles = first + (np.arange(made) + 0.5) * kept / made
+  # Halfway between two pixels the first is taken.
+  return np.clip(np.ceil(middles - 1), 0, n - 1).astype(int)
 
 
 def _fit(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from esvit_jax.data.source import Source, fitting_canvas, require_split
 from esvit_jax.errors import UserError
 
-_ENDINGS = ('bmp', 'gif', 'jpeg', 'jpg', 'png', 'ppm', 'tif', 'tiff', 'webp')
+ENDINGS = ('bmp', 'gif', 'jpeg', 'jpg', 'png', 'ppm', 'tif', 'tiff', 'webp')
 _SPLITS = ('train', 'val', 'valid', 'validation', 'test')
 
 
@@ -57,7 +57,7 @@ def open_split(
   paths, others = [], collections.Counter()
   for path in _files(root):
     ending = path.rpartition('.')[2].lower()
-    if ending in _ENDINGS:
+    if ending in ENDINGS:
       paths.append(path)
     else:
       others[f'.{ending}' if '.' in path else 'without ending'] += 1
@@ -111,7 +111,7 @@ def _no_images(root: pathlib.Path, others: collections.Counter) -> str:
   present = f'only {kinds}' if others else 'no files at all'
   return (
     f'no images in folder {str(root)!r}: found {present}; '
-    f'wanted {", ".join(_ENDINGS)}'
+    f'wanted {", ".join(ENDINGS)}'
   )
 
 

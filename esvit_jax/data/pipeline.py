@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from esvit_jax.data.decode import Unreadable
+from esvit_jax.data.segmentation import VOID
 from esvit_jax.data.source import Source, tolerable
 from esvit_jax.errors import UserError
 
@@ -31,8 +32,9 @@ class Pipeline:
   after another are, row for row, the batch of a single process.
 
   A batch holds image u8[b,H,W,C] (top-left on the canvas, the rest zero), size
-  i32[b,2] (valid height and width), label i32[b] (-1: none), index i32[b]. An
-  unreadable image is replaced by the next readable one of the source.
+  i32[b,2] (valid height and width), label i32[b] (-1: none), index i32[b],
+  and of a source that knows its pixels segmentation u8[b,H,W] (VOID outside).
+  An unreadable image is replaced by the next readable one of the source.
   """
 
   def __init__(
@@ -222,6 +224,8 @@ class _Reader:
       'label': np.full((rows, *self._source.label_shape), -1, np.int32),
       'index': np.full(rows, -1, np.int32),
     }
+    if self._source.segmentation:
+      batch['segmentation'] = np.full(shape[:3], VOID, np.uint8)
     if not self._substitute:
       batch['mask'] = np.zeros(rows, bool)
     return batch
@@ -243,6 +247,8 @@ class _Reader:
       batch['image'][row, :h, :w] = example['image']
       batch['size'][row] = h, w
       batch['label'][row] = example['label']
+      if 'segmentation' in batch:
+        batch['segmentation'][row, :h, :w] = example['segmentation']
       if 'mask' in batch:
         batch['mask'][row] = True
 

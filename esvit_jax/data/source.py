@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from esvit_jax.data import decode
+from esvit_jax.data import segmentation as segmentation_lib
 from esvit_jax.errors import UserError
 
 LONGEST_SIDE = 512
@@ -31,6 +32,7 @@ class Source:
       are shrunk to fit the canvas.
     multi_label: an image may be of several classes; `read` then gives, for each
       class, 1 (yes), 0 (no) or -1 (not to be counted), i32[classes].
+    segmentation: classes of pixels, or None where they are not known.
   """
 
   name: str
@@ -44,6 +46,7 @@ class Source:
   multi_label: bool = False
   labels: np.ndarray | None = None
   shorter: int = 0
+  segmentation: segmentation_lib.Segmentation | None = None
 
   @property
   def label_shape(self) -> tuple[int, ...]:
@@ -55,8 +58,11 @@ class Source:
   def __getitem__(self, i: int) -> dict[str, Any]:
     """Image `i` as {'image': u8[h,w,C], 'label': int, 'index': i}.
 
+    Where pixels have classes, they are 'segmentation' u8[h,w].
+
     Raises:
       decode.Unreadable: its bytes are no image, or are not there.
+      UserError: its mask does not fit the image or the classes.
     """
     if not 0 <= i < self.count:
       raise IndexError(f'{self.name} has {self.count} images, not {i + 1}')
@@ -69,7 +75,15 @@ class Source:
       image = decode.center_crop(record, self.channels, size, self.shorter)
     else:
       image = decode.decode(record, self.channels, self.canvas)
-    return {'image': image, 'label': label, 'index': i}
+    example = {'image': image, 'label': label, 'index': i}
+    if self.segmentation:
+      labels = segmentation_lib.checked(
+        self.segmentation, i, record, self.where(i)
+      )
+      example['segmentation'] = decode.fit_labels(
+        labels, image.shape[:2], self.canvas
+      )
+    return example
 
   def examples(self, n: int = 3) -> list[str]:
     """Where `n` images, spread evenly over the source, are to be found."""

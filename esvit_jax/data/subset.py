@@ -28,6 +28,10 @@ def subset(source: Source, indices: Sequence[int], what: str) -> Source:
   if not len(indices):
     raise UserError(f'{source.name}: {what} leaves no images')
   indices = np.asarray(indices)
+  segmentation = source.segmentation
+  if segmentation:
+    whole = segmentation.read
+    segmentation = segmentation._replace(read=lambda i: whole(int(indices[i])))
   return dataclasses.replace(
     source,
     name=f'{source.name}, {what}',
@@ -35,6 +39,7 @@ def subset(source: Source, indices: Sequence[int], what: str) -> Source:
     read=lambda i: source.read(int(indices[i])),
     where=lambda i: source.where(int(indices[i])),
     labels=None if source.labels is None else source.labels[indices],
+    segmentation=segmentation,
   )
 
 

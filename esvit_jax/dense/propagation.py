@@ -65,7 +65,8 @@ def propagate(
 ) -> jax.Array:
   """Soft labels of a frame f32[h, w, C].
 
-    label(q) = sum of a_j label(j) / sum of a_j,  a_j = exp(cosine / temperature)
+    label(q) = sum of a_j label(j) / sum of a_j
+    a_j = exp(cosine of q and j / temperature)
 
   over the `nearest` largest of all context tokens within `radius` rows and
   columns of q; equals of the last one count too.

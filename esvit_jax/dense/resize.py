@@ -41,6 +41,21 @@ def onto_canvas(
   return jnp.einsum('byh,bhwc,bxw->byxc', rows, x, columns, precision='highest')
 
 
+def classes_at_pixels(
+  x: jax.Array, steps: jax.Array, canvas: tuple[int, int]
+) -> jax.Array:
+  """The largest channel of `onto_canvas` at each pixel, u8[B, H, W].
+
+  One image after another, since a float for each class and pixel is much.
+  """
+
+  def of_one(image):
+    x, step = image
+    return onto_canvas(x[None], step[None], canvas)[0].argmax(-1)
+
+  return jax.lax.map(of_one, (x, steps)).astype(jnp.uint8)
+
+
 def _weights(n: int, out: int, step: jax.Array) -> jax.Array:
   """Linear interpolation of n samples at (i + 1/2) step - 1/2, f32[out, n]."""
   centre = jnp.clip((jnp.arange(out) + 0.5) * step - 0.5, 0, n - 1)

@@ -1,5 +1,6 @@
 """How well objects are followed through a video (DAVIS 2017): J and F."""
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ def statistics(values: np.ndarray) -> Statistics:
   edges = np.round(np.linspace(1, len(values), _BINS + 1) + 1e-10) - 1
   edges = edges.astype(int)
   quarters = [
-    values[first : last + 1].mean() for first, last in zip(edges, edges[1:])
+    values[first : last + 1].mean() for first, last in itertools.pairwise(edges)
   ]
   return Statistics(
     float(values.mean()),

@@ -7,6 +7,7 @@ from esvit_jax.protocols import (
   fixed,
   layers,
   probe,
+  segmentation,
   small_data,
   transfer,
 )
@@ -17,6 +18,7 @@ PROTOCOLS = {
   'knn': fixed.protocol('knn'),
   'linear': fixed.protocol('linear'),
   'probe': probe.run,
+  'segmentation': segmentation.run,
   'finetune': finetune.run,
   'transfer': transfer.run,
   'small_data': small_data.run,

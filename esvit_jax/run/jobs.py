@@ -107,6 +107,8 @@ def plan(config, mesh, sources, horizon) -> Job:
     'label': ((B, *sources['train'].label_shape), jnp.int32),
     'index': ((B,), jnp.int32),
   }
+  if sources['train'].segmentation:
+    batch['segmentation'] = ((B, height, width), jnp.uint8)
   batch = {
     k: jax.ShapeDtypeStruct(*v, sharding=sharding.data(mesh))
     for k, v in batch.items()

@@ -1,0 +1,27 @@
+"""Frozen segmentation: linear in one solve, and by the nearest patches.
+
+  python -m main --config=configs/eval/segmentation.py --config.checkpoint=RUN
+
+On scenes made from the embedded images, in minutes on a CPU. Own masks:
+--config.data.source=masks:PATH --config.segmentation.train_images=0
+--config.segmentation.test_images=0
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config():
+  c = common.evaluation('segmentation')
+  c.batch_size = 32
+  c.size = 0  # pixels of a view; 0: the longer side of the canvas
+  c.data.source = 'scenes'
+  c.data.canvas = 0  # pixels beyond it are neither seen nor judged
+  c.data.zero = 'class'  # of masks; 'void' where classes begin with 1
+  c.segmentation = ConfigDict()
+  c.segmentation.train_images = 600  # 0: all
+  c.segmentation.test_images = 300
+  c.segmentation.memory = 20_000  # patches; published: 102,400 and more
+  c.segmentation.neighbours = 30
+  return c

@@ -1,0 +1,75 @@
+"""Classes of pixels over images."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from esvit_jax.analysis.plots import images as images_lib
+
+_LEGEND = 20  # classes named below the picture, the most frequent first
+
+
+def segmentation_png(
+  path: str,
+  images: np.ndarray,
+  labels: Mapping[str, np.ndarray],
+  classes: Sequence[str],
+) -> None:
+  """Draws images, and beside each its classes of pixels.
+
+  Args:
+    path: of the picture.
+    images: in 0..1, f32[N, H, W, 1 or 3].
+    labels: column -> classes u8[N, H, W]; void stays grey.
+    classes: their names.
+  """
+  from matplotlib.patches import Patch
+
+  colors = palette(len(classes))
+  columns = {'image': images}
+  columns |= {name: colored(images, x, colors) for name, x in labels.items()}
+  rows, (height, width) = len(images), images.shape[1:3]
+  side = 1.4
+  figure = images_lib.figure(
+    side * len(columns), side * rows * height / width + 0.8, pad=0.02
+  )
+  axes = figure.subplots(rows, len(columns), squeeze=False)
+  for place, (name, shown) in enumerate(columns.items()):
+    axes[0, place].set_title(name, fontsize=9, color=images_lib.INK)
+    for row in range(rows):
+      images_lib.draw(axes[row, place], shown[row])
+  shown = np.concatenate([x.ravel() for x in labels.values()])
+  counts = np.bincount(shown, minlength=256)[: len(classes)]
+  common = np.argsort(-counts, kind='stable')[:_LEGEND]
+  figure.legend(
+    [Patch(color=colors[k]) for k in common if counts[k]],
+    [classes[k] for k in common if counts[k]],
+    loc='outside lower center',
+    ncols=3,
+    fontsize=7,
+    labelcolor=images_lib.INK,
+    frameon=False,
+  )
+  images_lib.save(figure, path)
+
+
+def colored(
+  images: np.ndarray, labels: np.ndarray, colors: np.ndarray
+) -> np.ndarray:
+  """Images f32[..., 1 or 3] under the colours of their classes u8[...]."""
+  grey = np.broadcast_to(images.mean(-1, keepdims=True), (*labels.shape, 3))
+  known = (labels < len(colors))[..., None]
+  tint = colors[np.minimum(labels, len(colors) - 1)]
+  return np.where(known, 0.4 * grey + 0.6 * tint, 0.5 + 0.5 * grey)
+
+
+def palette(count: int) -> np.ndarray:
+  """Colours f32[count, 3]; the first is dark, for what lies behind."""
+  from matplotlib.colors import hsv_to_rgb
+
+  # Neighbours in number lie far apart on the circle: the golden angle.
+  hue = np.arange(count) * 0.381966 % 1
+  light = np.where(np.arange(count) % 2, 0.95, 0.75)
+  colors = hsv_to_rgb(np.stack([hue, np.full(count, 0.75), light], -1))
+  colors[0] = 0.15
+  return colors.astype(np.float32)

@@ -1,0 +1,201 @@
+"""Scenes of embedded garments before uneven ground, of which all is known.
+
+A scene is a pure function of (seed, split, index). Each garment lies over the
+earlier ones; one of which too little shows is left out, its pixels void.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from esvit_jax.data import embedded
+from esvit_jax.data.segmentation import VOID, Segmentation
+from esvit_jax.data.source import Source, require_split
+from esvit_jax.errors import UserError
+
+SIDE = 96  # pixels, unless data.canvas asks for another
+COUNTS = {'train': 4000, 'test': 500}
+GARMENTS = (2, 5)  # least and most
+FACTOR = (0.6, 1.8)  # of 28 px, log-uniform
+# A garment must show a quarter of itself, and as many pixels.
+LEAST_SHARE, LEAST_PIXELS = 0.25, 24
+GROUND = 'ground'
+
+
+class Garment(NamedTuple):
+  """A garment at some size.
+
+  Attributes:
+    image: u8[h, w].
+    mask: where it is, bool[h, w].
+    label: class from 0.
+  """
+
+  image: np.ndarray
+  mask: np.ndarray
+  label: int
+
+
+def open_split(
+  place: str,
+  split: str,
+  data_dir: str | None,
+  canvas: tuple[int, int] | None,
+  channels: int | None,
+) -> Source:
+  """Opens 'train' (4,000 scenes) or 'test' (500, of other garments).
+
+  Class 0 is the ground, 1 to 10 are the garments.
+
+  Args:
+    place: seed, a whole number; '' means 0.
+    split: 'train' or 'test'.
+    data_dir: unused.
+    canvas: size of the scenes, (height, width); None means 96 x 96.
+    channels: 1 or 3; None means 1.
+
+  Raises:
+    UserError: no such split, the seed is no number, the canvas is too small.
+  """
+  del data_dir
+  require_split('scenes', split, tuple(COUNTS))
+  if place and not place.isdigit():
+    raise UserError(f"scenes:{place}: give a seed, such as 'scenes:1'")
+  size = canvas or (SIDE, SIDE)
+  largest = round(28 * FACTOR[1])
+  if min(size) < largest:
+    raise UserError(
+      f'data.canvas {size}: scenes take at least {largest} pixels a side'
+    )
+  garments = embedded.open_split('', split, None, None, 1)
+  number = tuple(COUNTS).index(split)
+
+  @functools.lru_cache(maxsize=64)
+  def scene(i):
+    rng = np.random.default_rng([int(place or 0), number, i])
+    return compose(rng, garments, size)
+
+  return Source(
+    name=f'scenes{f":{place}" if place else ""}, {split}',
+    split=split,
+    count=COUNTS[split],
+    classes=None,
+    read=lambda i: (scene(i)[0], -1),
+    where=lambda i: f'{split}[{i}]',
+    canvas=size,
+    channels=channels or 1,
+    segmentation=Segmentation(
+      (GROUND, *garments.classes), lambda i: scene(i)[1]
+    ),
+  )
+
+
+def compose(
+  rng: np.random.Generator, garments: Source, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+  """A scene: its image u8[H, W, 1] and the class of each pixel u8[H, W].
+
+  Args:
+    rng: of all that is drawn.
+    garments: the images to choose from.
+    size: (height, width).
+  """
+  image = ground(rng, size) + grain(rng, size)
+  chosen, corners = [], []
+  for _ in range(rng.integers(GARMENTS[0], GARMENTS[1] + 1)):
+    factor = np.exp(rng.uniform(*np.log(FACTOR)))
+    garment = drawn(rng, garments).at(factor)
+    room = np.subtract(size, garment.mask.shape)
+    chosen.append(garment)
+    corners.append(rng.integers(0, room + 1))
+  image, owner = overlaid(image, chosen, corners)
+  return image[..., None], classes_of(owner, chosen)
+
+
+class Cutout(NamedTuple):
+  """A garment cut out, before it is resized: 28 x 28 pixels."""
+
+  image: np.ndarray
+  mask: np.ndarray
+  label: int
+
+  def at(self, factor: float) -> Garment:
+    """Resized by a factor, bilinear; never smaller than a pixel."""
+    from PIL import Image
+
+    h, w = (max(1, round(n * factor)) for n in self.mask.shape)
+    image, mask = (
+      np.asarray(Image.fromarray(x).resize((w, h), Image.Resampling.BILINEAR))
+      for x in (self.image, np.uint8(255 * self.mask))
+    )
+    return Garment(image, mask > 127, self.label)
+
+
+def drawn(rng: np.random.Generator, garments: Source) -> Cutout:
+  """A garment at random, mirrored or not.
+
+  It is the largest piece that is not black, its holes filled.
+  """
+  image, label = garments.read(int(rng.integers(len(garments))))
+  image = image[..., 0]
+  pieces, count = ndimage.label(image > 0)
+  sizes = np.bincount(pieces.ravel())[1:]
+  mask = pieces == 1 + sizes.argmax() if count else image > 0
+  mask = ndimage.binary_fill_holes(mask)
+  turn = slice(None, None, -1 if rng.random() < 0.5 else None)
+  return Cutout(image[:, turn], mask[:, turn], label)
+
+
+def ground(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+  """A ramp in any direction f64[H, W]: mean 10..90, up to 60 levels across."""
+  angle = rng.uniform(0, 2 * np.pi)
+  y, x = (np.linspace(-0.5, 0.5, n) for n in size)
+  along = np.sin(angle) * y[:, None] + np.cos(angle) * x[None]
+  return rng.uniform(10, 90) + rng.uniform(0, 60) * along
+
+
+def grain(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+  """Blurred noise f64[H, W], mostly within 10 levels of 0."""
+  noise = ndimage.gaussian_filter(rng.standard_normal(size), 1.0)
+  return 5 * noise / noise.std()
+
+
+def overlaid(
+  image: np.ndarray,
+  garments: Sequence[Garment],
+  corners: Sequence[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Garments over a ground, later ones in front, cut at the border.
+
+  Args:
+    image: the ground f64[H, W].
+    garments: the farthest first.
+    corners: (top, left) of each, whole pixels.
+
+  Returns:
+    image u8[H, W], and whose pixel each is, i64[H, W]: 0 the ground's, k that
+    of the k-th garment.
+  """
+  image, owner = image.copy(), np.zeros(image.shape, int)
+  for k, (garment, corner) in enumerate(zip(garments, corners), 1):
+    start = np.maximum(corner, 0)
+    stop = np.minimum(corner + np.array(garment.mask.shape), image.shape)
+    there = tuple(map(slice, start, np.maximum(stop, start)))
+    here = tuple(map(slice, start - corner, np.maximum(stop, start) - corner))
+    mask = garment.mask[here]
+    image[there][mask] = garment.image[here][mask]
+    owner[there][mask] = k
+  return np.clip(image.round(), 0, 255).astype(np.uint8), owner
+
+
+def classes_of(owner: np.ndarray, garments: Sequence[Garment]) -> np.ndarray:
+  """Class of each pixel u8[H, W]; void where too little of a garment shows."""
+  classes = np.zeros(len(garments) + 1, np.uint8)
+  for k, garment in enumerate(garments, 1):
+    shown = (owner == k).sum()
+    least = max(LEAST_SHARE * garment.mask.sum(), LEAST_PIXELS)
+    classes[k] = 1 + garment.label if shown >= least else VOID
+  return classes[owner]
