@@ -17,6 +17,7 @@ from esvit_jax.dense import (
   tracks,
   views,
 )
+from esvit_jax.evals import neighbours
 
 RNG = np.random.default_rng
 
@@ -76,11 +77,9 @@ def test_class_shares():
 
 
 def test_labels_from_the_context():
-  from esvit_jax.evals import knn
-
   case = Case('in_context', 'a')
   x, k = case.inputs, case.params['k']
-  cosine, nearest = knn.neighbours(x['memory'], x['queries'], k)
+  cosine, nearest = neighbours.nearest(x['memory'], x['queries'], k)
   labels = in_context.vote(
     jnp.asarray(cosine), jnp.asarray(x['memory_labels'][nearest]), 0.02
   )

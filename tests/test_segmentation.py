@@ -1,0 +1,88 @@
+"""Frozen segmentation of a tiny run."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import tiny
+
+from configs.eval import segmentation
+from esvit_jax import evaluate, train
+from esvit_jax.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def run_dir(tmp_path_factory):
+  directory = str(tmp_path_factory.mktemp('run') / 'a')
+  train.run(tiny(), directory, io.StringIO())
+  return directory
+
+
+def config_of(run_dir, **data):
+  c = segmentation.get_config()
+  c.checkpoint = run_dir
+  c.batch_size = 8
+  c.data.workers = 2
+  c.data.update(data)
+  c.segmentation.train_images, c.segmentation.test_images = 20, 8
+  c.segmentation.memory = 1000
+  return c
+
+
+@pytest.fixture(scope='module')
+def two_greys(tmp_path_factory):
+  """Images of which every pixel's class is its brightness."""
+  root = tmp_path_factory.mktemp('greys')
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 24), ('val', 8)):
+    for kind in ('images', 'masks'):
+      (root / kind / split).mkdir(parents=True)
+    for i in range(count):
+      labels = np.kron(rng.integers(2, size=(3, 4)), np.ones((16, 16)))
+      noise = rng.uniform(-30, 30, labels.shape)
+      image = np.uint8(60 + 120 * labels + noise)
+      Image.fromarray(image).save(root / 'images' / split / f'{i}.png')
+      labels[:4] = 255
+      mask = Image.fromarray(labels.astype(np.uint8))
+      mask.save(root / 'masks' / split / f'{i}.png')
+  (root / 'classes.txt').write_text('dark\nlight\n')
+  return root
+
+
+def test_every_pixel_is_told_where_its_brightness_tells(
+  run_dir, two_greys, tmp_path
+):
+  out = io.StringIO()
+  config = config_of(run_dir, source=f'masks:{two_greys}', canvas=(48, 64))
+  figures = evaluate.run(config, str(tmp_path), out)
+  raw = next(r for r in figures['table'] if r['network'] == 'raw patches')
+  for readout in ('linear', 'balanced', 'in_context'):
+    assert raw[f'{readout}_miou'] > 90, raw
+    assert raw[f'{readout}_pixel_accuracy'] > 95
+  assert [r['class'] for r in figures['iou_of_classes']] == ['dark', 'light']
+  assert figures['void_percent'] == pytest.approx(100 * 4 / 48)
+  said = out.getvalue()
+  assert '20 images with masks, 2 of 2 classes, 8.3 % void' in said
+  assert 'pre-trained' in said and 'DINOv2 S/14' in said
+  assert (tmp_path / 'pictures' / 'segmentation.png').exists()
+  written = json.loads((tmp_path / 'eval' / 'segmentation.json').read_text())
+  assert written['figures'] == figures
+  assert {r['features'] for r in figures['table']} == {'4 px', '8 px', 'all'}
+
+
+def test_views_that_do_not_divide_are_refused(run_dir, tmp_path):
+  config = config_of(run_dir)
+  config.size = 92  # 23 tokens, then 12: the last one is half
+  with pytest.raises(UserError, match='multiple of the coarsest stride'):
+    evaluate.run(config, str(tmp_path), io.StringIO())
+
+
+def test_it_takes_masks_and_a_test_split(run_dir, tmp_path):
+  config = config_of(run_dir, source='embedded')
+  with pytest.raises(UserError, match='has no masks'):
+    evaluate.run(config, str(tmp_path), io.StringIO())
+  config = config_of(run_dir, test_split='')
+  with pytest.raises(UserError, match='no test split'):
+    evaluate.run(config, str(tmp_path), io.StringIO())
