@@ -55,7 +55,8 @@ def test_every_pixel_is_told_where_its_brightness_tells(
   run_dir, two_greys, tmp_path
 ):
   out = io.StringIO()
-  config = config_of(run_dir, source=f'masks:{two_greys}', canvas=(48, 64))
+  config = config_of(run_dir, source=f'masks:{two_greys}')
+  config.size = 64
   figures = evaluate.run(config, str(tmp_path), out)
   raw = next(r for r in figures['table'] if r['network'] == 'raw patches')
   for readout in ('linear', 'balanced', 'in_context'):

@@ -3,8 +3,8 @@
   python -m main --config=configs/eval/segmentation.py --config.checkpoint=RUN
 
 On scenes made from the embedded images, in minutes on a CPU. Own masks:
---config.data.source=masks:PATH --config.segmentation.train_images=0
---config.segmentation.test_images=0
+--config.data.source=masks:PATH --config.size=512
+--config.segmentation.train_images=0 --config.segmentation.test_images=0
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from configs import common
 def get_config():
   c = common.evaluation('segmentation')
   c.batch_size = 32
-  c.size = 0  # pixels of a view; 0: the longer side of the canvas
+  c.size = 96  # pixels that the longer side of an image becomes
   c.data.source = 'scenes'
   c.data.canvas = 0  # pixels beyond it are neither seen nor judged
   c.data.zero = 'class'  # of masks; 'void' where classes begin with 1

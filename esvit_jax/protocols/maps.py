@@ -14,9 +14,9 @@ from esvit_jax import sharding
 from esvit_jax.dense import resize
 from esvit_jax.errors import UserError
 from esvit_jax.models.layers import l2_normalize
-from esvit_jax.protocols.subject import Subject, prepare
+from esvit_jax.protocols.setup import Setup
 from esvit_jax.weights import architecture
-from esvit_jax.weights import networks as weights_lib
+from esvit_jax.weights import networks as networks_lib
 
 PRE_TRAINED = 'pre-trained'
 RAW = 'raw patches'
@@ -38,38 +38,26 @@ class Network(NamedTuple):
   maps: Callable
 
 
-def opened(config, directory: str) -> Subject:
-  """`prepare`, with views as large as the images unless the config says.
-
-  Raises:
-    UserError: as `prepare`.
-  """
-  subject = prepare(config, directory)
-  longest = max(subject.train.canvas)
-  subject.config.size = config.size or -(-longest // 32) * 32
-  return subject
-
-
-def networks(subject: Subject, size: tuple[int, int]) -> dict[str, Network]:
+def networks(setup: Setup, size: tuple[int, int]) -> dict[str, Network]:
   """The network, the same before it learned, and patches of pixels.
 
   Args:
-    subject: whose network.
+    setup: whose network.
     size: height and width of the images.
 
   Raises:
     UserError: a map's tokens are not whole pixels at this size.
   """
-  whole = sharding.replicated(subject.mesh)
-  channels = subject.weights.about['channels']
-  module = subject.module
-  forward = weights_lib.forward(module)
+  whole = sharding.replicated(setup.mesh)
+  channels = setup.weights.about['channels']
+  module = setup.backbone
+  forward = networks_lib.forward(module)
 
   def maps(variables, images):
     features = forward(variables, images)
     return (*features.stages[:-1], features.grid)
 
-  trained = weights_lib.part_variables(subject.weights, subject.which)
+  trained = setup.variables
   fresh = jax.jit(architecture.backbone_init(module, channels))
   fresh = {k: v for k, v in fresh(jax.random.key(0)).items() if k in trained}
   images = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
@@ -102,9 +90,9 @@ def unit(maps) -> jax.Array:
   return l2_normalize(resize.side_by_side([l2_normalize(x) for x in maps]))
 
 
-def replicated_by(subject: Subject) -> Callable:
+def replicated_by(setup: Setup) -> Callable:
   """Decorates functions: jitted, their outputs whole on every device."""
-  everywhere = sharding.replicated(subject.mesh)
+  everywhere = sharding.replicated(setup.mesh)
   return lambda function: jax.jit(function, out_shardings=everywhere)
 
 

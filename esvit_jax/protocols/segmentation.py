@@ -25,7 +25,7 @@ from esvit_jax.dense import (
 from esvit_jax.errors import UserError
 from esvit_jax.evals import neighbours
 from esvit_jax.protocols import maps as maps_lib
-from esvit_jax.protocols.subject import Result, Subject
+from esvit_jax.protocols.setup import Result, Setup, prepare
 from esvit_jax.workdir import terminal
 
 READOUTS = ('linear', 'balanced', 'in_context')
@@ -58,20 +58,20 @@ class Task(NamedTuple):
   """What the jitted functions below share.
 
   Attributes:
-    subject: the network, its images, the config.
+    setup: the network, its images, the config.
     network: to judge.
     balance: weight of each class f32[C].
     count: patches to remember of an image.
   """
 
-  subject: Subject
+  setup: Setup
   network: maps_lib.Network
   balance: np.ndarray
   count: int
 
   def view(self, batch) -> tuple[jax.Array, jax.Array]:
     """Whole images, normalised, and the size of their pixels in a view."""
-    c = self.subject.config
+    c = self.setup.config
     images = views.whole(
       batch['image'], batch['size'], c.size, c.data.mean, c.data.std
     )
@@ -84,15 +84,17 @@ def run(config, directory: str, out) -> Result:
   Raises:
     UserError: the network or the masks cannot be used.
   """
-  subject = maps_lib.opened(config, directory)
-  c = subject.config
-  if subject.test is None:
+  setup = prepare(config, directory, out)
+  c = setup.config
+  if setup.test is None:
     raise UserError(
       f'{c.data.source} has no test split: name it with '
       "--config.data.test_split, or take 'held_out', a tenth of train"
     )
-  train = _some(subject.train, c.segmentation.train_images)
-  test = _some(subject.test, c.segmentation.test_images)
+  train, test = (
+    data.sample(source, c.segmentation[f'{split}_images'], c.seed)
+    for split, source in (('train', setup.train), ('test', setup.test))
+  )
   surveys = [data.survey(x, c.data.workers) for x in (train, test)]
   for source, survey in zip((train, test), surveys):
     print(f'masks    {survey.line(source)}', file=out)
@@ -101,8 +103,8 @@ def run(config, directory: str, out) -> Result:
   parts = data.hold_out(train, seed=c.seed)
   per_image = max(1, c.segmentation.memory // len(train))
   rows, classes = [], {}
-  for name, network in maps_lib.networks(subject, (c.size, c.size)).items():
-    task = Task(subject, network, balance.astype(np.float32), per_image)
+  for name, network in maps_lib.networks(setup, (c.size, c.size)).items():
+    task = Task(setup, network, balance.astype(np.float32), per_image)
     learned = _learn(task, parts)
     for features, scores in _judge(task, test, learned).items():
       rows.append({'network': name, 'features': features, **_row(scores)})
@@ -112,7 +114,7 @@ def run(config, directory: str, out) -> Result:
       _draw(task, test, features, learned[features])
   print(_tables(rows), file=out)
   own = [row for row in rows if row['network'] == maps_lib.PRE_TRAINED][-1]
-  return subject.result(
+  return setup.result(
     {
       'miou': own['linear_miou'],
       **{f'miou_{k}': own[f'{k}_miou'] for k in READOUTS[1:]},
@@ -127,17 +129,11 @@ def run(config, directory: str, out) -> Result:
   )
 
 
-def _some(source: data.Source, count: int) -> data.Source:
-  if not count or count >= len(source):
-    return source
-  return data.subset(source, data.spread(len(source), count), f'{count:,}')
-
-
 def _learn(task: Task, parts) -> dict[str, Learned]:
   """Reads the training images once; `parts` are to learn from and to check."""
-  key = jax.random.key(task.subject.config.seed)
+  key = jax.random.key(task.setup.config.seed)
 
-  @maps_lib.replicated_by(task.subject)
+  @maps_lib.replicated_by(task.setup)
   def read(variables, batch):
     images, steps = task.view(batch)
     found = task.network.maps(variables, images)
@@ -156,7 +152,7 @@ def _learn(task: Task, parts) -> dict[str, Learned]:
   sums, banks = [], {}
   for part in parts:
     total = None
-    for batch in task.subject.batches(part):
+    for batch in task.setup.whole_batches(part):
       found = jax.device_get(read(task.network.variables, batch))
       some = jax.tree.map(np.float64, {k: v[0] for k, v in found.items()})
       total = some if total is None else jax.tree.map(np.add, total, some)
@@ -187,14 +183,14 @@ def _memory(maps, shares, keys, count: int) -> tuple[jax.Array, jax.Array]:
 
 def _judge(task: Task, test, learned) -> dict[str, dict[str, metrics.Scores]]:
   """map -> read-out -> scores, on the test images."""
-  classes, k = len(task.balance), task.subject.config.segmentation.neighbours
+  classes, k = len(task.balance), task.setup.config.segmentation.neighbours
   canvas = test.canvas
 
   def compare(x, batch, steps):
     found = resize.classes_at_pixels(x, steps, canvas)
     return metrics.confusion(batch['segmentation'], found, classes)
 
-  @maps_lib.replicated_by(task.subject)
+  @maps_lib.replicated_by(task.setup)
   def read(variables, readouts, batch):
     images, steps = task.view(batch)
     found = task.network.maps(variables, images)
@@ -205,7 +201,7 @@ def _judge(task: Task, test, learned) -> dict[str, dict[str, metrics.Scores]]:
       result[name] = confusions, maps_lib.unit(maps)
     return result
 
-  @maps_lib.replicated_by(task.subject)
+  @maps_lib.replicated_by(task.setup)
   def ask(similarity, index, shares, batch):
     def vote(found):
       return in_context.vote(found[0], shares[found[1]])
@@ -213,18 +209,18 @@ def _judge(task: Task, test, learned) -> dict[str, dict[str, metrics.Scores]]:
     x = jax.lax.map(lambda rows: jax.lax.map(vote, rows), (similarity, index))
     return compare(x, batch, task.view(batch)[1])
 
-  everywhere = sharding.replicated(task.subject.mesh)
+  everywhere = sharding.replicated(task.setup.mesh)
   readouts = {name: tuple(x[:2]) for name, x in learned.items()}
   banks = {k: jax.device_put(x.shares, everywhere) for k, x in learned.items()}
   totals = {name: [0, 0, 0] for name in learned}
-  for batch in task.subject.batches(test):
+  for batch in task.setup.whole_batches(test):
     found = read(task.network.variables, readouts, batch)
     for name, (confusions, unit) in jax.device_get(found).items():
       near = neighbours.nearest(
         learned[name].bank,
         unit.reshape(-1, unit.shape[-1]),
         min(k, len(learned[name].bank)),
-        task.subject.mesh,
+        task.setup.mesh,
       )
       near = (x.reshape(*unit.shape[:3], -1) for x in near)
       confusions.append(ask(*near, banks[name], batch))
@@ -238,9 +234,9 @@ def _judge(task: Task, test, learned) -> dict[str, dict[str, metrics.Scores]]:
 
 def _draw(task: Task, test, features: str, learned: Learned) -> None:
   """Images, their masks and what the linear read-out makes of them."""
-  batch = next(iter(task.subject.batches(test)))
+  batch = next(iter(task.setup.whole_batches(test)))
 
-  @maps_lib.replicated_by(task.subject)
+  @maps_lib.replicated_by(task.setup)
   def predict(variables, readout, batch):
     images, steps = task.view(batch)
     maps = task.network.maps(variables, images)
@@ -253,7 +249,7 @@ def _draw(task: Task, test, features: str, learned: Learned) -> None:
   shown = np.flatnonzero(batch['mask'])[:SHOWN]
   outside = batch['segmentation'][shown] == VOID
   overlays.segmentation_png(
-    task.subject.picture('segmentation'),
+    task.setup.picture('segmentation'),
     batch['image'][shown] / np.float32(255),
     {
       'target': batch['segmentation'][shown],

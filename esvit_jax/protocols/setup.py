@@ -76,9 +76,13 @@ class Setup(NamedTuple):
 
   def batches(self, source: data.Source):
     """The center crop of each image of a source, once, as global batches."""
+    return self.whole_batches(data.center_cropped(source, self.config.size))
+
+  def whole_batches(self, source: data.Source):
+    """Each image of a source as it lies on the canvas, once."""
     c = self.config
     return evals.batches(
-      data.center_cropped(source, c.size),
+      source,
       self.mesh,
       c.batch_size,
       c.data.workers,
