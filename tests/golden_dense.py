@@ -30,7 +30,3 @@ class Case:
       np.testing.assert_allclose(
         x, self.outputs[name], rtol=0, atol=self._tolerance[name], err_msg=name
       )
-
-
-def cases(*kinds: str) -> list[tuple[str, str]]:
-  return [(kind, name) for kind in kinds for name in MANIFEST[kind]['cases']]

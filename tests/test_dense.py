@@ -11,10 +11,8 @@ from esvit_jax.dense import (
   in_context,
   linear,
   metrics,
-  propagation,
   resize,
   tokens,
-  tracks,
   views,
 )
 from esvit_jax.evals import neighbours
@@ -96,50 +94,6 @@ def test_patches_of_rare_classes_are_remembered_first():
   first = np.asarray(chosen[:, 0])
   assert np.isin(first, [9, 10]).mean() > 0.5  # of 2 in 11
   assert len(set(first.tolist())) > 2  # but not always
-
-
-@pytest.mark.parametrize('name', ['a', 'empty'])
-def test_regions_and_contours_of_davis(name):
-  case = Case('davis', name)
-  pair = case.inputs['annotation'], case.inputs['segmentation']
-  J, F = tracks.region_similarity(*pair), tracks.contour_accuracy(*pair)
-  case.check(
-    J=J, F=F, J_stats=tracks.statistics(J), F_stats=tracks.statistics(F)
-  )
-
-
-@pytest.mark.parametrize('name', ['propagate', 'propagate_everywhere'])
-def test_propagation_of_dino(name):
-  case = Case('davis', name)
-  x, p = case.inputs, case.params
-  labels = jnp.moveaxis(jnp.asarray(x['context_labels']), 1, -1)
-  features = jnp.asarray(x['context_features'])
-  features /= jnp.linalg.norm(features, axis=-1, keepdims=True)
-  target = jnp.asarray(x['target_features'])
-  target /= jnp.linalg.norm(target, axis=-1, keepdims=True)
-  context = propagation.start(features[0], labels[0], recent=4)
-  for t in range(1, len(features)):
-    context = propagation.remember(
-      context, features[t], labels[t], jnp.int32(t)
-    )
-  found = propagation.propagate(
-    context, target, p['radius'], p['topk'], p['temperature']
-  )
-  size = tuple(4 * n for n in found.shape[:2])
-  case.check(
-    labels=jnp.moveaxis(found, -1, 0),
-    normed_x4=jnp.moveaxis(propagation.stretched(found, size), -1, 0),
-    argmax_x4=propagation.objects(found, size),
-  )
-
-
-def test_the_ring_forgets_the_oldest_but_the_first():
-  x = jnp.arange(7.0)[:, None, None, None]
-  context = propagation.start(x[0], x[0], recent=3)
-  for t in range(1, 7):
-    held = sorted(context.labels[context.valid].ravel().tolist())
-    assert held == [0, *range(max(1, t - 3), t)]
-    context = propagation.remember(context, x[t], x[t], jnp.int32(t))
 
 
 def test_one_solve_is_ridge_regression():
