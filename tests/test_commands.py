@@ -17,7 +17,8 @@ TRAINED = {
   'mae': 'quickstart.py:mae,debug',
   'moco': 'quickstart.py:moco,debug',
   'sit': 'quickstart.py:sit,debug',
-  'finetuned': 'eval/finetune.py:embedded,debug',
+  'finetuned mae': 'eval/finetune.py:embedded,debug',
+  'finetuned swin': 'eval/finetune.py:embedded,debug',
 }
 # For time alone: the commands are as printed.
 FEW_IMAGES = '--config.data.labels_per_class=8'
@@ -60,15 +61,17 @@ def run(monkeypatch, command: str, *more: str) -> int:
 )
 def test_commands_of_a_report_work(tmp_path, monkeypatch, kind):
   path = tmp_path / kind
+  quoted = shlex.quote(str(path))
   train = 'python -m main --config=configs/{} --workdir={}'
   more = ['--config.eval.pictures=False']
-  if kind == 'finetuned':
-    before = tmp_path / 'mae'
-    assert run(monkeypatch, train.format(TRAINED['mae'], before), *more) == 0
+  tuned, _, start = kind.rpartition(' ')
+  if tuned:
+    before = tmp_path / start
+    assert run(monkeypatch, train.format(TRAINED[start], before), *more) == 0
     more.append(f'--config.checkpoint={before}')
-  assert run(monkeypatch, train.format(TRAINED[kind], path), *more) == 0
+  assert run(monkeypatch, train.format(TRAINED[kind], quoted), *more) == 0
   printed = commands.of_run(records.read(str(path)))
-  assert len(printed) == (5 if kind == 'finetuned' else 6)
+  assert len(printed) == (5 if tuned else 6)
   for command in printed:
     config = re.search(r'eval/(\w+\.py)', command.text)
     shorter = SHORTER.get(config[1], []) if config else []

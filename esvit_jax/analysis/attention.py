@@ -270,9 +270,9 @@ def top_mass(maps: np.ndarray, share: float = TOP_MASS) -> np.ndarray:
   flat = np.asarray(maps, np.float64).reshape(*maps.shape[:-2], -1)
   flat = flat / np.maximum(flat.sum(-1, keepdims=True), 1e-12)
   order = np.argsort(flat, -1, kind='stable')
-  held = np.cumsum(np.take_along_axis(flat, order, -1), -1)
+  mass = np.cumsum(np.take_along_axis(flat, order, -1), -1)
   kept = np.zeros(flat.shape, bool)
-  np.put_along_axis(kept, order, held > 1 - share, -1)
+  np.put_along_axis(kept, order, mass > 1 - share, -1)
   return np.where(kept.reshape(maps.shape), maps, 0)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from esvit_jax.errors import UserError
 from esvit_jax.models.layers import l2_normalize
 
-TOP = 10  # published: only the pairs it is surest of count
+TOP = 10  # published: only the most similar pairs count
 # Published: what makes the copy of an image, as a view of augment.view_groups
 # (with `size`): all of it, mirrored, recoloured, then grey.
 COPY = {
@@ -35,7 +35,7 @@ COPY = {
 class Matches(NamedTuple):
   """For every region of one grid its most similar region of another.
 
-  Surest first; positions are (row, column) in their grid.
+  Most similar first; positions are (row, column) in their grid.
 
   Attributes:
     first: i64[n, 2].
@@ -77,7 +77,7 @@ def flip_score(
     top: how many matches count.
 
   Returns:
-    accuracy (percent of the `top` surest matches that are exactly right),
+    accuracy (percent of the `top` most similar matches that are exactly right),
     distance_error (their mean distance from it, pixels), and sim_11th, the
     similarity of the first match that does not count.
   """
@@ -117,15 +117,15 @@ def mean_flip_score(
     UserError: there are no images.
   """
   keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
-  found = []
+  scores = []
   for batch in batches:
     first, second = jax.device_get(grids(batch, keys(key, batch['index'])))
     for row in np.flatnonzero(np.asarray(batch['mask'])):
-      found.append(flip_score(first[row], second[row], stride, top))
-  if not found:
+      scores.append(flip_score(first[row], second[row], stride, top))
+  if not scores:
     raise UserError('there are no images to find matches in')
-  means = {k: float(np.mean([x[k] for x in found])) for k in found[0]}
-  return {**means, 'images': len(found)}
+  means = {k: float(np.mean([x[k] for x in scores])) for k in scores[0]}
+  return {**means, 'images': len(scores)}
 
 
 def _positions(index, grid) -> np.ndarray:

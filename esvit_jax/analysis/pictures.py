@@ -122,10 +122,10 @@ def draw(job, state, inspect, gallery, folder: str) -> list[str]:
   pair = np.stack([first['globals'][0, 0], second['globals'][0, 0]])
   paths.append(os.path.join(folder, 'matches.png'))
   matches_png(paths[-1], *pixels(pair, c.mean, c.std), *look(pair)[0].grid)
-  some = first['globals'][:, 0]
+  shown = first['globals'][:, 0]
   if gallery is not None:
-    some = gallery.images(data.balanced(gallery.labels, IMAGES))
-  paths += of_images(folder, look, some, c.mean, c.std)
+    shown = gallery.images(data.balanced(gallery.labels, IMAGES))
+  paths += of_images(folder, look, shown, c.mean, c.std)
   if gallery is not None:
     paths += of_gallery(folder, gallery, c.mean, c.std)[0]
   return paths
@@ -163,13 +163,13 @@ def of_gallery(
     Paths, and figures of both.
   """
   x, y = gallery.features, gallery.labels
-  asked = data.balanced(y, ASKED)
+  queries = data.balanced(y, ASKED)
   # Drawn by one process of perhaps many: on its own devices.
-  found = nearest_others(
-    x, asked, min(NEAREST, len(x) - 1), sharding.mesh(jax.local_devices())
+  near = nearest_others(
+    x, queries, min(NEAREST, len(x) - 1), sharding.mesh(jax.local_devices())
   )
-  shown = [pixels(gallery.images(asked), mean, std)]
-  for row in found.index:
+  shown = [pixels(gallery.images(queries), mean, std)]
+  for row in near.index:
     shown.append(pixels(gallery.images(row), mean, std))
   labelled = y is not None and (y >= 0).all() and y.ndim == 1
   paths = [os.path.join(folder, 'neighbours.png')]
@@ -177,11 +177,11 @@ def of_gallery(
     paths[0],
     shown[0],
     np.stack(shown[1:]),
-    found.similarity,
-    y[found.index] == y[asked][:, None] if labelled else None,
+    near.similarity,
+    y[near.index] == y[queries][:, None] if labelled else None,
   )
   figures = embedding.neighbour_figures(
-    found, y if labelled else None, y[asked] if labelled else None
+    near, y if labelled else None, y[queries] if labelled else None
   )
   rows = data.balanced(y, MAPPED)
   try:

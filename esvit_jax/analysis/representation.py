@@ -169,12 +169,12 @@ def figures(similarity: Similarity) -> dict[str, float | None]:
   how alike their layers of one number are.
   """
   x = similarity.cka
-  found = {'first_to_last': x[0, -1], 'least': _least(x)}
+  figures = {'first_to_last': x[0, -1], 'least': _least(x)}
   if x.shape[0] == x.shape[1]:
-    found['same_layer'] = np.diag(x).mean()
+    figures['same_layer'] = np.diag(x).mean()
     if len(x) > 1:
-      found['next_layer'] = np.diag(x, 1).mean()
-  return {name: _number(value) for name, value in found.items()}
+      figures['next_layer'] = np.diag(x, 1).mean()
+  return {name: _number(value) for name, value in figures.items()}
 
 
 def table(similarity: Similarity) -> list[dict[str, str | float | None]]:

@@ -233,11 +233,11 @@ def log_ticks(low: float, high: float) -> list[float]:
   """Powers of ten, with 2 and 5 of each where there are few."""
   powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
   for factors in ((1,), (1, 3), (1, 2, 5)):
-    found = [f * 10.0**p for p in powers for f in factors]
-    found = [x for x in found if low <= x <= high]
-    if len(found) >= 3:
-      every = -(-len(found) // 5)
-      return found[::every]
+    marks = [f * 10.0**p for p in powers for f in factors]
+    marks = [x for x in marks if low <= x <= high]
+    if len(marks) >= 3:
+      every = -(-len(marks) // 5)
+      return marks[::every]
   return ticks(low, high)
 
 
@@ -304,15 +304,15 @@ def _line(series: Series, size: int, xs: Scale, ys: Scale) -> Line:
 
 
 def _path(points: Sequence[Point], xs: Scale, ys: Scale) -> str:
-  """Lines from point to point; a point alone is a dot."""
-  words, alone, pen = [], False, 'M'
+  """Lines from point to point; a single point is a dot."""
+  words, single, pen = [], False, 'M'
   for step, value in [*points, (0, None)]:
     if value is None:
-      if alone:
+      if single:
         words.append('h0')
-      alone, pen = False, 'M'
+      single, pen = False, 'M'
       continue
-    alone = pen == 'M'
+    single = pen == 'M'
     words.append(f'{pen}{_x(step, xs):g} {_y(value, ys):g}')
     pen = 'L'
   return ''.join(words)
@@ -333,8 +333,8 @@ def _y(value: float, ys: Scale) -> float:
 
 
 def _in_words(title: str, curves: Sequence[Series], xs: Scale) -> str:
-  said = []
+  parts = []
   for s in curves:
     first = next(y for _, y in s.points if y is not None)
-    said.append(f'{s.label} from {short(first)} to {short(newest(s.points))}')
-  return f'{title} up to step {xs.high:,.0f}: {"; ".join(said)}'
+    parts.append(f'{s.label} from {short(first)} to {short(newest(s.points))}')
+  return f'{title} up to step {xs.high:,.0f}: {"; ".join(parts)}'

@@ -158,12 +158,12 @@ def rules(run: Record, panel: Panel) -> list[Rule]:
   if panel is LOSS:
     return [] if run.chance is None else [Rule(run.chance, 'chance')]
   kinds = {name.rpartition('/')[0] for name in panel.names} - {'train'}
-  found = [
+  scores = [
     (run.last(f'{kind}/{network}'), NETWORKS[network])
     for kind in kinds
     for network in BASELINES
   ]
-  return [Rule(score, label) for score, label in found if score is not None]
+  return [Rule(score, label) for score, label in scores if score is not None]
 
 
 def shared_rules(runs: Sequence[Record], panel: Panel) -> list[Rule]:

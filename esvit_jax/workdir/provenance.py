@@ -3,6 +3,7 @@
 import importlib.metadata
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 def record() -> dict:
   """All of it, as JSON."""
   return {
-    'command': ' '.join(['python', *sys.orig_argv[1:]]),
+    'command': shlex.join(['python', *sys.orig_argv[1:]]),
     'started': time.strftime('%Y-%m-%d %H:%M:%S %z'),
     'git': revision(pathlib.Path(__file__).parent),
     'python': platform.python_version(),

@@ -119,9 +119,9 @@ def plane_png(
     hues = np.searchsorted(classes, labels[drawn]) * 0.618034 % 1
     colors = colormaps['turbo'](0.05 + 0.9 * hues)
     ax.scatter(*points[drawn].T, color=colors, **style)
-  called = [str(c if names is None else names[c]) for c in classes]
+  titles = [str(c if names is None else names[c]) for c in classes]
   if few and len(classes):
-    for i, name in enumerate(called):
+    for i, name in enumerate(titles):
       ax.scatter([], [], s=32, color=PALETTE[i], marker=MARKERS[i], label=name)
     ax.legend(
       loc='center left',
@@ -132,7 +132,7 @@ def plane_png(
       handletextpad=0.3,
     )
   elif len(classes) <= 120:
-    _name_classes(ax, points, labels, classes, called)
+    _name_classes(ax, points, labels, classes, titles)
   ax.set_xticks([])
   ax.set_yticks([])
   ax.spines[:].set_color(images.FAINT)
@@ -142,13 +142,13 @@ def plane_png(
   images.save(figure, path)
 
 
-def _name_classes(ax, points, labels, classes, called) -> None:
+def _name_classes(ax, points, labels, classes, titles) -> None:
   """Names that fit without overlap, those of the densest classes first."""
   from matplotlib.patheffects import Normal, Stroke
 
   halo = [Stroke(linewidth=2, foreground='white'), Normal()]
   named = []
-  for c, name in zip(classes, called):
+  for c, name in zip(classes, titles):
     own = points[labels == c]
     middle = np.median(own, 0)
     text = ax.text(
@@ -163,13 +163,13 @@ def _name_classes(ax, points, labels, classes, called) -> None:
     spread = np.median(np.linalg.norm(own - middle[None], axis=1))
     named.append((float(spread), text))
   ax.figure.draw_without_rendering()  # places are known from here on
-  taken = []
+  boxes = []
   for _, text in sorted(named, key=lambda x: x[0]):
     box = text.get_window_extent()
-    if any(box.overlaps(other) for other in taken):
+    if any(box.overlaps(other) for other in boxes):
       text.set_visible(False)
     else:
-      taken.append(box)
+      boxes.append(box)
 
 
 def _frame(ax, color: str) -> None:
