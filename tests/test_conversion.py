@@ -339,7 +339,7 @@ def test_named_and_own_networks_are_told_by_their_shapes(name, fields):
 
 def test_what_shapes_do_not_say_is_asked_for(tmp_path):
   path = writer.save(tmp_path / 'a.pth', tensors(vit()))
-  with pytest.raises(UserError, match=r'add --model\.heads='):
+  with pytest.raises(UserError, match=r'with --model\.heads='):
     loading.load(os.fspath(path))
   path = writer.save(tmp_path / 'b.pth', tensors(head(24)))
   with pytest.raises(UserError, match='of no backbone known'):

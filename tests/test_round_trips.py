@@ -4,15 +4,19 @@ Keys and shapes are those of the published code, as the goldens' manifests
 list them.
 """
 
+import json
+
 import golden_mae_sit
 import golden_weights
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch_writer
 from flax import linen as nn
 
 import esvit_jax
+from configs import common
 from esvit_jax import convert, models
 from esvit_jax.errors import UserError
 from esvit_jax.models.classifier import Classifier
@@ -334,11 +338,37 @@ def test_heads_are_asked_for_with_the_candidates(tmp_path, capsys):
   text = capsys.readouterr().err
   assert text.count('\n') == 1 and str(path) in text
   assert '3 (vit_tiny, deit_tiny) or 12 (mae_tiny, moco_tiny) heads' in text
-  assert '--model.heads=3|12' in text and 'load: heads=' in text
+  assert '--model.heads=3|12' in text and 'load it with heads=' in text
   with pytest.raises(UserError, match='or 12'):
     esvit_jax.load(path)
   weights = loading.load(path, 'auto', {'heads': 12})
   assert weights.about['model']['heads'] == 12
+
+
+def test_evaluations_take_the_same_answer():
+  published_section = common.evaluation('knn').published
+  assert loading.answers(published_section) == {}
+  published_section.heads = (12,)
+  assert loading.answers(published_section) == {'heads': 12}
+  published_section.update({'heads': (1, 3), 'image_size': 384})
+  answers = {'heads': (1, 3), 'image_size': 384}
+  assert loading.answers(published_section) == answers
+
+
+@pytest.mark.parametrize('heads', [3, 12])
+def test_training_settles_a_choice_by_its_own_model(tmp_path, heads):
+  model = {'name': 'vit', 'dim': 192, 'depth': 12, 'heads': heads}
+  path = torch_writer.save(
+    tmp_path / 'a.pth', {'model': tensors(esvit('deit_tiny_p16'))}
+  )
+  weights = loading.load_for(model, str(path))
+  assert weights.about['model']['heads'] == heads
+  run = str(tmp_path / 'run')
+  directory.write(run, weights, 'a.pth')
+  with pytest.raises(UserError, match='attention heads'):
+    loading.load_for(model | {'heads': 6}, run)
+  with pytest.raises(UserError, match='says itself that its heads'):
+    loading.load(run, fields={'heads': 6})
 
 
 def tensors(arrays: dict) -> dict:
@@ -527,3 +557,24 @@ def test_a_file_of_two_types_of_mask_asks_for_its_size():
   del arrays['layers.2.blocks.1.attn_mask']
   with pytest.raises(UserError, match='it has 2 attn_mask, not the 3'):
     reading.from_file(published.recognise({'model': arrays}))
+
+
+@pytest.mark.parametrize(
+  'about',
+  [
+    {'random': 3},
+    {'batches': {'teacher': {'a': 'b'}}},
+    {'mean': 'x', 'std': [1.0]},
+    {'head': []},
+    {'buffers': {'a': 1}, 'batches': []},
+    {'layout': 'esvit_jax', 'channels': None},
+  ],
+)
+def test_a_description_of_wrong_types_is_refused(tmp_path, about):
+  path = str(tmp_path / 'a.safetensors')
+  description = json.dumps({'model': {'name': 'deit_tiny'}} | about)
+  arrays = esvit('deit_tiny_p16')
+  safetensors.numpy.save_file(arrays, path, {'esvit_jax': description})
+  with pytest.raises(UserError, match='description of the arch') as error:
+    loading.load(path)
+  assert path in str(error.value)

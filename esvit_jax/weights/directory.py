@@ -59,7 +59,7 @@ def read(path: str, which: str = 'both') -> Weights:
       'batch_stats': _without_tasks(stats),
     }
   centres = {k: v for k, v in parts['extra'].items() if k.startswith('center')}
-  about = _about(config, networks)
+  about = _about(path, config, networks)
   best = handed_on(networks, best)
   return Weights(about, networks, centres, best, tuple(notes))
 
@@ -134,12 +134,16 @@ def _recorded(path: str, config: Mapping) -> str | None:
     return config.get('network')
 
 
-def _about(config: Mapping, networks: Mapping) -> dict:
+def _about(path: str, config: Mapping, networks: Mapping) -> dict:
   """The description of a directory's networks; see `Weights.about`."""
   model, data = config['model'], config['data']
+  try:
+    module = models.build(model)
+  except UserError as e:
+    raise UserError(f'the config.json of {path}: {e}') from None
   about = {
     **config.get('weights', {}),
-    'model': architecture.resolved(model, models.build(model)),
+    'model': architecture.resolved(model, module),
     'channels': data['channels'],
   }
   about |= {k: list(data[k]) for k in ('mean', 'std') if data.get(k)}

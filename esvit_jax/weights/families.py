@@ -92,8 +92,8 @@ class OpenError(UserError):
 def ask(fact: str, field: str, answers: object = '') -> OpenError:
   """The error that asks for a field of the model."""
   return OpenError(
-    f'{fact}: add --model.{field}={answers} (evaluations: '
-    f'--config.published.{field}=, load: {field}=)',
+    f'{fact}: convert it with --model.{field}={answers}, evaluate it with '
+    f'--config.published.{field}=, load it with {field}=',
     field,
   )
 

@@ -127,9 +127,7 @@ def _read_safetensors(path: str) -> tuple[dict, dict | None]:
     raise UserError(
       f'{path!r}: is no sound safetensors file of plain numbers ({why})'
     ) from None
-  if about is not None and not (
-    isinstance(about, dict) and isinstance(about.get('model'), dict)
-  ):
+  if about is not None and not _is_description(about):
     raise UserError(f'{path!r}: its description of the architecture is broken')
   flat = {  # as torch_file does: exact, and NumPy has no bfloat16
     k: v.astype(np.float32) if v.dtype.name == 'bfloat16' else v
@@ -262,6 +260,36 @@ def _without(word: str, state: Arrays, body: Sequence) -> tuple[Arrays, str]:
   if not body or not all(key.startswith(word) for key in body):
     return state, ''
   return {k.removeprefix(word): v for k, v in state.items()}, word
+
+
+def _is_description(about) -> bool:
+  """Whether this can be `Weights.about`, as JSON."""
+  kinds = {
+    'model': dict,
+    'channels': int,
+    'mean': list,
+    'std': list,
+    'head': dict,
+    'batches': dict,
+    'buffers': list,
+    'random': list,
+    'layout': str,
+    'handed_on': str,
+  }
+  return (
+    isinstance(about, dict)
+    and 'model' in about
+    and ('channels' in about or 'layout' not in about)
+    and all(type(v) is kinds.get(k, type(v)) for k, v in about.items())
+    and all(type(v) is str for v in about.get('random', ()))
+    and all(
+      type(v) in (int, float) for k in ('mean', 'std') for v in about.get(k, ())
+    )
+    and all(
+      type(counts) is dict and all(type(n) is int for n in counts.values())
+      for counts in about.get('batches', {}).values()
+    )
+  )
 
 
 def _is_state(value) -> bool:

@@ -87,7 +87,10 @@ def _from_file(file, which, fields, allowed) -> Weights:
   if attn_masks:
     masks.check(attn_masks, module)
     about['buffers'] = [masks.KEY]
-    account.notes.append(f'{len(attn_masks)} constant {masks.KEY}')
+    account.notes.append(
+      f'{len(attn_masks)} constant {masks.KEY}, as in upstream Swin: its norms '
+      'have eps 1e-5, those here and in EsViT 1e-6'
+    )
   result = {
     name: _read_network(name, arrays, module, about, account)
     for name, arrays in networks.items()
