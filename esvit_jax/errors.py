@@ -8,5 +8,10 @@ class UserError(ValueError):
   """
 
 
+def in_one_line(error: Exception) -> str:
+  """'TypeError: what it says', at most 300 characters of it."""
+  return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+
+
 class Stopped(Exception):  # noqa: N818 - no error
   """A run was asked to stop; it has saved itself and said so."""

@@ -4,7 +4,7 @@
   state = train.run(config, 'runs/quickstart')
 
 The story: check everything, claim the directory, restore or start, loop
-(data -> step -> report), judge, save. Randomness comes from (seed, step)
+(data -> step -> report), save, evaluate. Randomness comes from (seed, step)
 alone, so the same call resumes bit for bit, on any number of devices.
 """
 
@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from esvit_jax import data, models, report, sharding, workdir
 from esvit_jax import state as state_lib
 from esvit_jax.analysis.pictures import Album, Gallery
-from esvit_jax.errors import Stopped, UserError
+from esvit_jax.errors import Stopped, UserError, in_one_line
 from esvit_jax.run import jobs, summary
 from esvit_jax.run.evaluation import Evaluation, headline
 from esvit_jax.run.jobs import Job
@@ -172,14 +172,13 @@ def continue_from(state, parts: dict, fresh=FRESH) -> state_lib.TrainState:
 
 
 def _train(job: Job, directory: str, out) -> state_lib.TrainState:
-  """Restores or starts, loops, judges and saves."""
+  """Restores or starts, loops, saves and evaluates."""
   config, steps = job.config, job.horizon.steps
   with contextlib.ExitStack() as stack:
     checkpoints = Checkpoints(
       os.path.join(directory, 'checkpoints'),
       config.save.keep,
       config.save.keep_every_epochs * job.horizon.steps_per_epoch,
-      headline(job.method),
     )
     stack.callback(checkpoints.close)
     resumed = checkpoints.latest()
@@ -187,6 +186,12 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
     first = int(state.step)
     metrics = Metrics(directory, resumed, config.tensorboard, out is not None)
     stack.callback(metrics.close)
+    score = headline(job.method)
+    checkpoints.scores |= {
+      line['step']: line[score]
+      for line in metrics.history
+      if line.get(score) is not None
+    }
     progress = Progress(
       steps, first, job.horizon.steps_per_epoch, config.batch_size, out
     )
@@ -200,6 +205,11 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
     if resumed is None:
       metrics.write(first, evaluation(state, at_start=True))
       metrics.flush()
+    elif due(config.eval, job.horizon, first) and first not in (
+      checkpoints.scores
+    ):
+      # It ended between saving this step and evaluating it.
+      evaluate(state, evaluation, checkpoints, metrics, first == steps)
     album = None
     if out is not None and config.eval.pictures:
       inspect = networks.inspect(models.build(config.model))
@@ -210,11 +220,10 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
       )
     metrics.flush()
     paths = []
-    if album is not None and int(state.step) == steps:
-      album.update(state, gallery(evaluation), last=True)
-      paths = album.paths
+    if int(state.step) == steps:
+      paths += draw(album, state, evaluation, progress.say, last=True)
     if out is not None:
-      paths = [*paths, report.build([directory], running=False)]
+      paths += report_page(directory, progress.say, running=False)
   if int(state.step) < steps:
     progress.say(
       f'stopped at step {int(state.step)}: saved; the same command goes on '
@@ -240,8 +249,6 @@ def _loop(job, state, evaluation, checkpoints, metrics, progress, album):
   step_fn = jobs.compile_step(job)
   progress.say(f'compiled in {duration(time.perf_counter() - began)}')
   log = Log(job, metrics, progress)
-  eval_every = round(config.eval.every_epochs * horizon.steps_per_epoch)
-  save_every = round(config.save.every_epochs * horizon.steps_per_epoch)
   key, first = job.key, int(state.step)
   pipeline = data.Pipeline(
     job.sources['train'],
@@ -265,26 +272,59 @@ def _loop(job, state, evaluation, checkpoints, metrics, progress, album):
       if done == first + FIRST_STEPS:
         left = duration(progress.eta(done))
         progress.say(f'       about {left} to go, evaluations left out')
-      stop = stopping(done)
-      judged = {}
-      if last or (eval_every and done % eval_every == 0):
-        log.catch_up(report=True)
+      stop, evaluates = stopping(done), due(config.eval, horizon, done)
+      if evaluates or stop or due(config.save, horizon, done):
+        log.catch_up(report=evaluates or stop)
+        if not evaluates:
+          metrics.flush()  # else the line waits for the figures
+        checkpoints.save(state)
+      if evaluates:
         with progress.paused():
-          judged = evaluation(state, at_end=last)
-          metrics.write(done, judged)
+          evaluate(state, evaluation, checkpoints, metrics, last)
           if progress.out is not None and not last:
-            metrics.flush()
-            if album is not None:
-              album.update(state, gallery(evaluation))
-            with contextlib.suppress(UserError):  # a page must not end a run
-              report.build([evaluation.directory])
-      if last or stop or (save_every and done % save_every == 0):
-        log.catch_up(report=stop)
-        metrics.flush()
-        checkpoints.save(state, judged)
+            draw(album, state, evaluation, progress.say)
+            report_page(evaluation.directory, progress.say)
       if stop:
         break
   return state
+
+
+def due(section, horizon, step: int) -> bool:
+  """Whether it is time for `section` (eval or save), as always at the end."""
+  every = round(section.every_epochs * horizon.steps_per_epoch)
+  return step == horizon.steps or bool(every and step % every == 0)
+
+
+def evaluate(state, evaluation, checkpoints, metrics, at_end: bool) -> None:
+  """Evaluates a state that is saved; its figures are written."""
+  step = int(state.step)
+  figures = evaluation(state, at_end=at_end)
+  if figures:
+    metrics.write(step, figures)
+  metrics.flush()
+  score = figures.get(headline(evaluation.job.method))
+  if score is not None:
+    checkpoints.scores[step] = score
+
+
+def draw(album, state, evaluation, say, last: bool = False) -> list[str]:
+  """Draws pictures if it is time; a failure costs the pictures only."""
+  if album is None:
+    return []
+  try:
+    album.update(state, gallery(evaluation), last)
+  except Exception as e:
+    say(f'pictures failed, training goes on: {in_one_line(e)}')
+  return album.paths
+
+
+def report_page(directory: str, say, running: bool = True) -> list[str]:
+  """Writes the report; a failure costs the page only."""
+  try:
+    return [report.build([directory], running=running)]
+  except Exception as e:
+    say(f'the report failed: {in_one_line(e)}')
+    return []
 
 
 def gallery(evaluation: Evaluation) -> Gallery | None:

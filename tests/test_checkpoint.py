@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -45,16 +46,14 @@ def like(x):
   return placed(x, sharding.mesh(jax.devices()[:1]))[1]
 
 
-BEST = 'knn/teacher'
-
-
-def save(directory, steps, scores=None, **options):
+def save(directory, steps, scores=MappingProxyType({}), **options):
   """Saves each step in turn, as one run."""
   checkpoints = Checkpoints(str(directory), **options)
+  checkpoints.scores |= {k: v for k, v in scores.items() if k < steps[0]}
   for step in steps:
-    score = (scores or {}).get(step)
-    metrics = {} if score is None else {'knn/teacher': score}
-    checkpoints.save(state(step), metrics)
+    checkpoints.save(state(step))
+    if step in scores:  # a step is saved before it is evaluated
+      checkpoints.scores[step] = scores[step]
   checkpoints.close()
 
 
@@ -116,16 +115,17 @@ def test_the_newest_stay(tmp_path):
 
 def test_the_best_stays(tmp_path):
   scores = {2: 50.0, 3: 60.0, 5: 55.0}
-  save(tmp_path, range(1, 8), scores, keep=2, best=BEST)
+  save(tmp_path, range(1, 8), scores, keep=2)
   assert steps_in(tmp_path) == [3, 6, 7]
 
 
 def test_the_best_stays_after_a_resume(tmp_path):
-  save(tmp_path, (1, 2, 3), {2: 60.0, 3: 50.0}, keep=1, best=BEST)
+  scores = {2: 60.0, 3: 50.0, 5: 55.0, 7: 70.0}
+  save(tmp_path, (1, 2, 3), scores, keep=1)
   assert steps_in(tmp_path) == [2, 3]
-  save(tmp_path, (4, 5, 6), {5: 55.0}, keep=1, best=BEST)
+  save(tmp_path, (4, 5, 6), scores, keep=1)
   assert steps_in(tmp_path) == [2, 6]
-  save(tmp_path, (7, 8), {7: 70.0}, keep=1, best=BEST)
+  save(tmp_path, (7, 8), scores, keep=1)
   assert steps_in(tmp_path) == [7, 8]
 
 

@@ -145,3 +145,20 @@ def test_tensorboard_without_tensorflow_is_refused(tmp_path, monkeypatch):
   with pytest.raises(UserError, match='pip install'):
     Metrics(tmp_path, tensorboard=True)
   assert os.listdir(tmp_path) == []
+
+
+def test_figures_that_come_after_a_resume_join_their_line(tmp_path):
+  m = Metrics(tmp_path)
+  m.write(1, {'a': 1})
+  m.write(2, {'a': 2})
+  m.close()
+  m = Metrics(tmp_path, resumed=2)
+  m.write(2, {'a': 3})  # it stands there
+  m.write(2, {'knn/teacher': 50})
+  m.write(3, {'a': 4})
+  m.close()
+  assert lines(tmp_path) == [
+    {'step': 1, 'a': 1},
+    {'step': 2, 'a': 2, 'knn/teacher': 50},
+    {'step': 3, 'a': 4},
+  ]

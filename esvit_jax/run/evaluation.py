@@ -8,7 +8,7 @@ import numpy as np
 
 from esvit_jax import augment, data, evals, sharding
 from esvit_jax.data import fewshot
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, in_one_line
 from esvit_jax.evals import scores
 from esvit_jax.evals.finite import finite_rows
 from esvit_jax.run.jobs import Job
@@ -96,8 +96,7 @@ class Evaluation:
     except Exception as e:  # trained steps are worth more than a figure
       if at_start:
         raise
-      reason = ' '.join(f'{type(e).__name__}: {e}'.split())
-      self.say(f'eval   failed, training goes on: {reason[:300]}')
+      self.say(f'evaluation failed, training goes on: {in_one_line(e)}')
       return {}
 
   def images(self, rows) -> np.ndarray:

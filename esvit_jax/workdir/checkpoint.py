@@ -38,19 +38,18 @@ class Checkpoints:
     directory: created if missing.
     keep: how many of the newest stay.
     keep_every: steps at whose multiples they stay too; 0: none.
-    best: name of the metric whose best (largest) checkpoint stays as well;
-      '' for none.
+
+  Attributes:
+    scores: step -> figure of its evaluation, which may come after the step was
+      saved; the checkpoint with the largest stays as well.
   """
 
-  def __init__(
-    self,
-    directory: str,
-    keep: int = 2,
-    keep_every: int = 0,
-    best: str = '',
-  ):
+  def __init__(self, directory: str, keep: int = 2, keep_every: int = 0):
+    self.scores: dict[int, float] = {}
+
     def score(metrics):
-      return (metrics or {}).get(best, float('-inf'))
+      step = (metrics or {}).get('step', -1)
+      return self.scores.get(int(step), float('-inf'))
 
     stay = [
       LatestN(keep),
@@ -69,7 +68,7 @@ class Checkpoints:
         self.directory,
         options=ocp.CheckpointManagerOptions(
           preservation_policy=AnyPreservationPolicy(stay),
-          # Without it orbax forgets the scores when the run is resumed.
+          # Without it orbax forgets the metrics when the run is resumed.
           best_fn=score,
           enable_async_checkpointing=True,
         ),
@@ -79,14 +78,14 @@ class Checkpoints:
     """The newest complete step, or None."""
     return self._manager.latest_step()
 
-  def save(self, state: TrainState, metrics: dict | None = None) -> None:
+  def save(self, state: TrainState) -> None:
     """Starts to write `state`; returns once it may change."""
     step = int(state.step)
     if step != self._manager.latest_step():
       self._manager.save(
         step,
         args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict())),
-        metrics={k: float(v) for k, v in (metrics or {}).items()},
+        metrics={'step': step},
       )
 
   def restore(self, like: TrainState, step: int | None = None) -> TrainState:

@@ -53,10 +53,7 @@ class Metrics:
     past = [] if resumed is None else read(self.path)
     self.history = [x for x in past if x['step'] <= resumed]
     if write:
-      with open(self.path + '.tmp', 'w', encoding='utf-8') as f:
-        f.writelines(json.dumps(line) + '\n' for line in self.history)
-      os.replace(self.path + '.tmp', self.path)
-      self._file = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115
+      self._rewrite()
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Adds values to the line of `step`; not-a-number becomes null."""
@@ -64,8 +61,13 @@ class Metrics:
       self.flush()
     values = {k: _finite(v) for k, v in values.items()}
     if not self.pending and self.history and self.history[-1]['step'] == step:
-      # The checkpoint of `step` was taken after its line.
-      return
+      # The checkpoint that the run goes on from was taken after its line.
+      if values.keys() <= self.history[-1].keys():
+        return
+      self.pending = self.history.pop()
+      if self._file:
+        self._file.close()
+        self._rewrite()
     self.pending = {**(self.pending or {'step': step}), **values}
 
   def flush(self) -> None:
@@ -81,6 +83,13 @@ class Metrics:
       self._board.write_scalars(scalars.pop('step'), scalars)
       self._board.flush()
     self.pending = {}
+
+  def _rewrite(self) -> None:
+    """Makes the file hold `history`, and opens it to go on."""
+    with open(self.path + '.tmp', 'w', encoding='utf-8') as f:
+      f.writelines(json.dumps(line) + '\n' for line in self.history)
+    os.replace(self.path + '.tmp', self.path)
+    self._file = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115
 
   def last(self, name: str) -> float | None:
     """The newest value of a metric, or None."""
