@@ -1,4 +1,4 @@
-"""Schedules per step, and optimisers composed from optax.
+"""Optimisers composed from optax.
 
   gradients -> clip -> [frozen first? -> direction + decay -> -lr] -> scale
 
@@ -8,7 +8,7 @@ The bracket runs once for each group of parameters that thaw together.
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from esvit_jax.errors import UserError
+from esvit_jax.schedules import Schedule, cosine
 
 Tree = Any
-Schedule = Callable[[jax.Array], jax.Array]
 
 DEFAULTS = {
   'name': 'adamw',  # or 'sgd', 'lars'
@@ -38,91 +38,12 @@ DEFAULTS = {
 }
 
 
-def cosine(
-  base: float,
-  final: float,
-  total_steps: int,
-  warmup_steps: int = 0,
-  start: float = 0.0,
-  top_twice: bool = True,
-) -> Schedule:
-  """Linear warm-up from `start`, half a cosine from `base` towards `final`.
-
-  As published by EsViT, DINO and SiT, `base` comes twice: the warm-up ends on
-  it, the cosine starts on it. With MAE and MoCo-v3 it comes once, the warm-up
-  being start + (base - start) step / warmup_steps. `final` is approached,
-  never reached. The last value holds on.
-
-  Args:
-    base: value at the top.
-    final: value the cosine heads for.
-    total_steps: steps of the run, warm-up included.
-    warmup_steps: steps before the cosine.
-    start: value of step 0, if there is a warm-up.
-    top_twice: whether the last step of the warm-up is at `base`.
-
-  Returns:
-    step -> f32[].
-
-  Raises:
-    UserError: the warm-up is longer than the run.
-  """
-  if warmup_steps > total_steps:
-    raise UserError(
-      f'warm-up of {warmup_steps} steps in a run of {total_steps}: shorten '
-      'the warm-up or train for longer'
-    )
-  cosine_steps = max(total_steps - warmup_steps, 1)
-  rise = max(warmup_steps - 1 if top_twice else warmup_steps, 1)
-
-  def schedule(step):
-    step = jnp.clip(step, 0, max(total_steps - 1, 0))
-    rising = start + (base - start) * step / rise
-    phase = jnp.pi * (step - warmup_steps) / cosine_steps
-    falling = final + 0.5 * (base - final) * (1 + jnp.cos(phase))
-    return jnp.where(step < warmup_steps, rising, falling)
-
-  return schedule
-
-
-def teacher_temperature(
-  warm: float,
-  final: float,
-  warm_epochs: int,
-  steps_per_epoch: int,
-  total_epochs: int,
-) -> Schedule:
-  """Linear in whole epochs from `warm` to `final`, then constant.
-
-  Args:
-    warm: temperature of the first epoch.
-    final: temperature of epoch `warm_epochs - 1` and all later ones.
-    warm_epochs: epochs that the rise takes.
-    steps_per_epoch: steps.
-    total_epochs: epochs of the run.
-
-  Returns:
-    step -> f32[].
-
-  Raises:
-    UserError: the rise is longer than the run.
-  """
-  if warm_epochs > total_epochs:
-    raise UserError(
-      f'teacher temperature warms up for {warm_epochs} epochs in a run of '
-      f'{total_epochs}: shorten it or train for longer'
-    )
-
-  def schedule(step):
-    epoch = step // steps_per_epoch
-    rising = warm + (final - warm) * epoch / max(warm_epochs - 1, 1)
-    return jnp.where(epoch < warm_epochs, rising, final)
-
-  return schedule
-
-
 def build(
-  config: Mapping, params: Tree, lr: Schedule, weight_decay: Schedule
+  config: Mapping,
+  params: Tree,
+  lr: Schedule,
+  weight_decay: Schedule,
+  layer_ids: Mapping[str, int] | None = None,
 ) -> optax.GradientTransformation:
   """The optimiser that a config describes.
 
@@ -134,6 +55,7 @@ def build(
     params: the parameters, or their shapes.
     lr: step -> learning rate.
     weight_decay: step -> decay of matrices; vectors and biases have none.
+    layer_ids: of the backbone, for `layer_decay`; see `layer_scales`.
 
   Returns:
     A transformation whose state holds arrays and named tuples only.
@@ -145,7 +67,7 @@ def build(
   waits = _first_found('freeze', c['freeze'], params, default=0)
   factors = _first_found('scale', c['scale'], params, default=1.0)
   if c['layer_decay'] != 1:
-    by_layer = layer_scales(params, c['layer_decay'])
+    by_layer = layer_scales(params, layer_ids or {}, c['layer_decay'])
     factors = jax.tree.map(lambda a, b: a * b, factors, by_layer)
 
   parts = []
@@ -170,7 +92,7 @@ def build(
 
 
 def from_config(
-  config, horizon, params: Tree
+  config, horizon, params: Tree, layer_ids: Mapping[str, int] | None = None
 ) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
   """The optimiser of a pre-training run.
 
@@ -178,6 +100,7 @@ def from_config(
     config: as in configs/common.
     horizon: length of the run: `steps` and `steps_per_epoch`.
     params: the parameters, or their shapes.
+    layer_ids: as for `build`.
 
   Returns:
     The transformation, and its schedules by name: step of the run -> 'lr'
@@ -211,6 +134,7 @@ def from_config(
     params,
     lambda count: lr(count + start),
     lambda count: decay(count + start),
+    layer_ids,
   )
   return tx, {'lr': lr, 'weight_decay': decay}
 
@@ -308,52 +232,30 @@ def _decayed(params: Tree, c: Mapping) -> Tree:
   return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def layer_scales(params: Tree, decay: float) -> Tree:
+def layer_scales(
+  params: Tree, layer_ids: Mapping[str, int], decay: float
+) -> Tree:
   """Factors of layer-wise decay: decay^(n + 1 - id) with n blocks.
 
-  What makes tokens (patch embedding, class token, position table) has id 0,
-  the blocks 1 to n in order, whatever comes after them n + 1. Multi-stage
-  backbones count through their stages; what merges tokens between two stages
-  goes with the first block after it.
+  MAE (arXiv 2111.06377), appendix A.1. What makes tokens has id 0, the blocks
+  1 to n in order, whatever comes after them n + 1.
 
   Args:
-    params: paths name blocks 'block3' or 'stage1_block0' and, between
-      stages, 'merge0'; in ViL 'layer2_0' merges, each two parts after it are
-      a block.
+    params: of a network, its backbone under 'backbone'.
+    layer_ids: of the backbone, see `models.backbone.Backbone`.
     decay: factor from one layer to the layer below it.
 
   Returns:
     A float for each parameter.
   """
-  places = {
-    _path(path): _place(_path(path))
-    for path, _ in jax.tree_util.tree_leaves_with_path(params)
-  }
-  order = sorted({BELOW, *places.values(), ABOVE})
+  top = 1 + max(layer_ids.values(), default=0)
 
   def factor(path, _):
-    return decay ** (len(order) - 1 - order.index(places[_path(path)]))
+    first, _, below = _path(path).partition('/')
+    module = below.partition('/')[0] if first == 'backbone' else ''
+    return decay ** (top - layer_ids.get(module, top))
 
   return jax.tree_util.tree_map_with_path(factor, params)
-
-
-# Places of what is not in a block: before the first, after the last.
-BELOW, ABOVE = (-1, 0), (math.inf, 0)
-
-
-def _place(path: str) -> tuple[float, int]:
-  """(stage, block) of a parameter."""
-  if found := re.search(r'\b(?:stage(\d+)_)?block(\d+)/', path):
-    stage, block = found.groups(default=0)
-    return int(stage), int(block)
-  if found := re.search(r'\bmerge(\d+)/', path):
-    return int(found[1]) + 1, 0
-  if found := re.search(r'\blayer(\d+)_(\d+)/', path):
-    stage, part = map(int, found.groups())
-    return BELOW if stage + part == 1 else (stage - 1, max(part - 1, 0) // 2)
-  if re.search(r'\b(cls_token|pos_embed|patch_embed|patch_norm)\b', path):
-    return BELOW
-  return ABOVE
 
 
 def _first_found(field: str, patterns: Mapping, params: Tree, default) -> Tree:

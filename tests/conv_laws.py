@@ -107,7 +107,7 @@ def published_is_met(golden_name: str, name: str, table: str) -> None:
       f'nlast1_{suffix}': f.blocks[-1][:, 0],
       f'nlast4_{suffix}': jnp.concatenate(f.blocks[-4:], -1)[:, 0],
     }
-    assert models.num_features(backbone) == f.view.shape[-1]
+    assert backbone.num_features == f.view.shape[-1]
   assert golden.keys() <= result.keys()
   for key, value in golden.items():
     error = golden_weights.error(result[key], value)

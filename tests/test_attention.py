@@ -15,7 +15,7 @@ from esvit_jax import models
 from esvit_jax.analysis import attention
 from esvit_jax.analysis.plots.attention import attention_png, heads_png
 from esvit_jax.errors import UserError
-from esvit_jax.models import swin
+from esvit_jax.models import windows as windows_lib
 from esvit_jax.weights import tables
 
 GRID = (14, 14)
@@ -188,7 +188,7 @@ def test_geometry_is_that_of_the_backbone():
   ]
   assert [(x.height, x.width) for x in found] == [(9, 7)] * 2 + [(5, 4)] * 2
   for i, block in enumerate(found):
-    window, shift = swin.stage_window(16, 2, 3, i // 2)
+    window, shift = windows_lib.stage_window(16, 2, 3, i // 2)
     assert (block.window, block.shift) == (window, shift if i % 2 else 0)
 
 
@@ -206,7 +206,7 @@ def test_a_stage_of_one_window_is_not_shifted():
 def test_places_undo_the_cutting_into_windows(shift, h, w):
   block = attention.Block('x', None, h, w, 3, shift)
   numbers = 1.0 + jnp.arange(h * w).reshape(1, 1, h, w, 1)
-  cut = swin.to_windows((numbers,), 3, shift)[0, ..., 0]
+  cut = windows_lib.to_windows((numbers,), 3, shift)[0, ..., 0]
   np.testing.assert_array_equal(attention.places(block), cut - 1)
 
 
@@ -216,10 +216,14 @@ def test_a_query_sees_what_its_window_gives_it():
     h, w = block.height, block.width
     rng = np.random.default_rng(0)
     values = rng.standard_normal((1, 1, h, w, 1)).astype(np.float32)
-    cut = swin.to_windows((values,), block.window, block.shift)  # 1 W n 1
+    cut = windows_lib.to_windows(
+      (values,), block.window, block.shift
+    )  # 1 W n 1
     for head in range(block.probs.shape[2]):
       out = jnp.einsum('BWqk,WkC->BWqC', block.probs[:, :, head], cut[0])
-      (out,) = swin.from_windows(out, ((1, h, w),), block.window, block.shift)
+      (out,) = windows_lib.from_windows(
+        out, ((1, h, w),), block.window, block.shift
+      )
       for query in ((0, 0), (h - 1, w - 1), (h // 2, 1)):
         seen = attention.maps(block, query)[:, head]
         total = (seen * values[0, 0, ..., 0]).sum((1, 2))

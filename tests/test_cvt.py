@@ -191,7 +191,7 @@ def test_weights_at_the_start():
   params = variables['params']
   block = params['stage0_block0']
   for layer in (
-    params['patch_embed']['conv'],
+    params['embed0']['conv'],
     block['attn']['depthwise'],
     block['attn']['qkv'],
     block['mlp']['fc1'],

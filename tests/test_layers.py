@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from esvit_jax.errors import UserError
-from esvit_jax.models import layers
-from esvit_jax.models.vit import resize_positions
+from esvit_jax.models import layers, resize
+from esvit_jax.models.positions import resize_positions
 
 KEY = jax.random.key(0)
 
@@ -105,7 +105,7 @@ def test_bicubic_is_the_published_resize():
     expected = golden[f'vit_196_to_{side**2}']
     assert golden_weights.error(resized, expected) < 2e-5
   for name, before, after in (('vilb196', 196, 36), ('vilb49', 49, 9)):
-    resized = layers.resize_bicubic(
+    resized = resize.resize_bicubic(
       given[name], (after, after), (after / before,) * 2
     )
     expected = golden[f'vil_bias_{before}_to_{after}']
@@ -134,9 +134,9 @@ def test_positions_resized_to_a_little_more():
 
 def test_bicubic_keeps_constants_and_size():
   for before, after in ((5, 9), (9, 4), (7, 7), (1, 3)):
-    matrix = layers.bicubic_matrix(before, after)
+    matrix = resize.bicubic_matrix(before, after)
     np.testing.assert_allclose(matrix.sum(1), 1)
-  np.testing.assert_array_equal(layers.bicubic_matrix(7, 7), np.eye(7))
+  np.testing.assert_array_equal(resize.bicubic_matrix(7, 7), np.eye(7))
 
 
 def test_init_scale_is_named():

@@ -14,7 +14,7 @@ import pytest
 
 from configs import esvit as esvit_recipe
 from configs.eval import finetune
-from esvit_jax import models, optim
+from esvit_jax import models, optim, schedules
 from esvit_jax.errors import UserError
 from esvit_jax.models.classifier import Classifier
 from esvit_jax.weights import layouts
@@ -131,16 +131,19 @@ def lars(p, g, state, t, lr, wd):
 @pytest.mark.parametrize(
   'name, schedule',
   [
-    ('lr_warm2', optim.cosine(0.001, 1e-6, 70, 14)),
-    ('lr_warm10', optim.cosine(0.001, 1e-6, 140, 70)),
-    ('wd', optim.cosine(0.04, 0.4, 70)),
-    ('momentum', optim.cosine(0.996, 1, 70)),
-    ('teacher_temp_10_3', optim.teacher_temperature(0.04, 0.07, 3, 1, 10)),
+    ('lr_warm2', schedules.cosine(0.001, 1e-6, 70, 14)),
+    ('lr_warm10', schedules.cosine(0.001, 1e-6, 140, 70)),
+    ('wd', schedules.cosine(0.04, 0.4, 70)),
+    ('momentum', schedules.cosine(0.996, 1, 70)),
+    ('teacher_temp_10_3', schedules.teacher_temperature(0.04, 0.07, 3, 1, 10)),
     (
       'teacher_temp_300_30',
-      optim.teacher_temperature(0.04, 0.07, 30, 1, 300),
+      schedules.teacher_temperature(0.04, 0.07, 30, 1, 300),
     ),
-    ('teacher_temp_default', optim.teacher_temperature(0.04, 0.04, 0, 1, 10)),
+    (
+      'teacher_temp_default',
+      schedules.teacher_temperature(0.04, 0.04, 0, 1, 10),
+    ),
   ],
 )
 def test_published_schedules(name, schedule):
@@ -156,11 +159,11 @@ def test_published_schedules(name, schedule):
 @pytest.mark.parametrize(
   'name, schedule',
   [
-    ('pre', optim.cosine(2.4e-3, 0, 400 * 312, 40 * 312, top_twice=False)),
-    ('ft', optim.cosine(4e-3, 1e-6, 300 * 1251, 5 * 1251, top_twice=False)),
+    ('pre', schedules.cosine(2.4e-3, 0, 400 * 312, 40 * 312, top_twice=False)),
+    ('ft', schedules.cosine(4e-3, 1e-6, 300 * 1251, 5 * 1251, top_twice=False)),
     (
       'moco',
-      optim.cosine(6e-4, 0, 400 * 1251, 40 * 1251, 1e-6, top_twice=False),
+      schedules.cosine(6e-4, 0, 400 * 1251, 40 * 1251, 1e-6, top_twice=False),
     ),
   ],
 )
@@ -171,7 +174,7 @@ def test_schedules_of_mae_lite(name, schedule):
 
 
 def test_temperature_moves_once_an_epoch():
-  values = jax.vmap(optim.teacher_temperature(0.04, 0.07, 3, 5, 10))(
+  values = jax.vmap(schedules.teacher_temperature(0.04, 0.07, 3, 5, 10))(
     jnp.arange(20)
   )
   expected = np.repeat([0.04, 0.055, 0.07, 0.07], 5)
@@ -180,7 +183,7 @@ def test_temperature_moves_once_an_epoch():
 
 @pytest.mark.parametrize('warmup', [0, 1, 2, 8])
 def test_short_warm_ups(warmup):
-  values = jax.vmap(optim.cosine(1.0, 0.0, 8, warmup))(jnp.arange(8))
+  values = jax.vmap(schedules.cosine(1.0, 0.0, 8, warmup))(jnp.arange(8))
   rising = np.linspace(0, 1, warmup)
   np.testing.assert_allclose(values[:warmup], rising, atol=1e-7)
   if warmup < 8:
@@ -189,9 +192,9 @@ def test_short_warm_ups(warmup):
 
 def test_warm_up_longer_than_the_run_is_refused():
   with pytest.raises(UserError, match='warm-up of 9 steps in a run of 8'):
-    optim.cosine(1.0, 0.0, 8, 9)
+    schedules.cosine(1.0, 0.0, 8, 9)
   with pytest.raises(UserError, match='30 epochs in a run of 10'):
-    optim.teacher_temperature(0.04, 0.07, 30, 5, 10)
+    schedules.teacher_temperature(0.04, 0.07, 30, 5, 10)
 
 
 # --- optimisers
@@ -407,9 +410,9 @@ def test_layer_groups_of_mae_lite(golden, fields):
   model = {'name': 'vit_tiny', 'heads': 12, 'final_norm': False}
   p = jax.tree.map(lambda x: np.ones(x.shape), shapes(model | fields))
   c = finetune.get_config('impr')
-  tx, schedules = optim.from_config(
-    c, SimpleNamespace(steps=10, steps_per_epoch=1), p
-  )
+  horizon = SimpleNamespace(steps=10, steps_per_epoch=1)
+  layer_ids = models.build(model).layer_ids
+  tx, of_step = optim.from_config(c, horizon, p, layer_ids)
   step = 7
   state = optax.tree.set(tx.init(p), count=jnp.int32(step))
   updates, _ = tx.update(jax.tree.map(np.zeros_like, p), state, p)
@@ -417,14 +420,15 @@ def test_layer_groups_of_mae_lite(golden, fields):
   groups = golden_mae_sit.manifest()['misc']['layer_groups'][golden]
   assert {ours(key) for key, *_ in groups} == found.keys()
   for key, _, scale, weight_decay in groups:
-    expected = -schedules['lr'](step) * scale * weight_decay
+    expected = -of_step['lr'](step) * scale * weight_decay
     np.testing.assert_allclose(found[ours(key)], expected, rtol=1e-5)
 
 
 def layers(c):
   """Module of the backbone -> its distance from the top."""
   found = {}
-  for name, scale in by_path(optim.layer_scales(shapes(c), 0.5)).items():
+  scales = optim.layer_scales(shapes(c), models.build(c).layer_ids, 0.5)
+  for name, scale in by_path(scales).items():
     module = name.removeprefix('backbone/').split('/')[0]
     depth = round(np.log(scale) / np.log(0.5))
     assert found.setdefault(module, depth) == depth
@@ -456,7 +460,8 @@ def test_layers_of_vil():
 
 
 def test_layer_decay_joins_other_factors():
-  p = {'block0': {'w': np.ones(2)}, 'head': {'w': np.ones(2)}}
+  w = {'w': np.ones(2)}
+  p = {'backbone': {'block0': w}, 'head': w}
   tx = optim.build(
     {
       'name': 'sgd',
@@ -467,7 +472,8 @@ def test_layer_decay_joins_other_factors():
     p,
     lambda step: 1.0,
     lambda step: 0.0,
+    {'block0': 1},
   )
   updates, _ = tx.update(p, tx.init(p), p)
-  np.testing.assert_allclose(updates['block0']['w'], -0.5)
+  np.testing.assert_allclose(updates['backbone']['block0']['w'], -0.5)
   np.testing.assert_allclose(updates['head']['w'], -3.0)

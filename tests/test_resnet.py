@@ -26,7 +26,7 @@ def test_statistics_are_torchs():
   conv_laws.statistics_are_torchs(
     CASE,
     {
-      'patch_norm': 'patch_embed',
+      'stem_norm': 'stem',
       'stage0_block1/norm2': 'stage0_block1/conv2',
       'stage1_block0/norm3': 'stage1_block0/conv3',
       'stage1_block0/skip_norm': 'stage1_block0/skip',
@@ -114,5 +114,5 @@ def test_weights_at_the_start():
     np.testing.assert_allclose(std, (2 / fan_out) ** 0.5, rtol=0.03)
   np.testing.assert_array_equal(block['norm3']['scale'], 1)
   np.testing.assert_array_equal(
-    variables['batch_stats']['patch_norm']['mean'], 0
+    variables['batch_stats']['stem_norm']['mean'], 0
   )

@@ -19,8 +19,8 @@ import esvit_jax
 from configs import common
 from esvit_jax import convert, models
 from esvit_jax.errors import UserError
+from esvit_jax.models.backbone import Features
 from esvit_jax.models.classifier import Classifier
-from esvit_jax.models.layers import Features
 from esvit_jax.models.positions import mae_table, moco_table
 from esvit_jax.weights import (
   arguments,
@@ -74,7 +74,7 @@ def mae_sit(name: str, prefix: str = '', table=mae_table) -> dict:
 
 def _buffer(key: str, shape) -> np.ndarray:
   if key.endswith('relative_position_index'):
-    return models.vit.relative_position_index(14)
+    return models.positions.grid_index(14)
   if key.endswith('tracked'):
     return np.zeros(shape, np.int64)
   return np.full(shape, key.endswith('var'), np.float32)

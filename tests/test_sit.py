@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from esvit_jax import models, optim, sharding, state
+from esvit_jax import models, optim, schedules, sharding, state
 from esvit_jax.augment import group_masking as gmml
 from esvit_jax.errors import UserError
 from esvit_jax.losses import contrastive
@@ -169,9 +169,9 @@ def test_published_schedules():
   golden, _ = golden_mae_sit.load('sit_schedules')
   steps = golden['its']
   for name, schedule in (
-    ('lr', optim.cosine(5e-4, 1e-6, 80_000, 1000)),
-    ('wd', optim.cosine(0.04, 0.1, 80_000)),
-    ('momentum', optim.cosine(0.996, 1.0, 80_000)),
+    ('lr', schedules.cosine(5e-4, 1e-6, 80_000, 1000)),
+    ('wd', schedules.cosine(0.04, 0.1, 80_000)),
+    ('momentum', schedules.cosine(0.996, 1.0, 80_000)),
   ):
     found = [schedule(step) for step in steps]
     np.testing.assert_allclose(found, golden[name], rtol=1e-5, atol=1e-11)

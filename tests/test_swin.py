@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from esvit_jax import models
 from esvit_jax.errors import UserError
-from esvit_jax.models import swin
+from esvit_jax.models import windows as windows_lib
 from esvit_jax.weights import tables
 
 KEY = jax.random.key(0)
@@ -105,14 +105,14 @@ def test_published_sizes(name, window, millions):
   backbone = models.build({'name': name, 'window': window})
   variables = models.abstract_variables(backbone)
   assert sum(x.size for x in jax.tree.leaves(variables)) == millions
-  assert models.num_features(backbone) == backbone.dims[-1]
+  assert backbone.num_features == backbone.dims[-1]
 
 
 def test_windows_are_fixed_by_the_reference_size():
-  of = functools.partial(swin.stage_window, 224, 4)
+  of = functools.partial(windows_lib.stage_window, 224, 4)
   assert [of(7, i) for i in range(4)] == [(7, 3)] * 3 + [(7, 0)]
   assert [of(14, i) for i in range(4)] == [(14, 7), (14, 7), (14, 0), (7, 0)]
-  assert swin.stage_window(28, 4, 4, 1) == (4, 0)  # 7 tokens halve to 4
+  assert windows_lib.stage_window(28, 4, 4, 1) == (4, 0)  # 7 tokens halve to 4
 
 
 def test_windows_come_back_as_maps():
@@ -122,16 +122,16 @@ def test_windows_come_back_as_maps():
   ]
   shapes = [x.shape[1:4] for x in maps]
   for shift in (0, 2):
-    windows = swin.to_windows(maps, 4, shift)
+    windows = windows_lib.to_windows(maps, 4, shift)
     assert windows.shape == (2, 3 * 6 + 2, 16, 4)
-    for x, y in zip(maps, swin.from_windows(windows, shapes, 4, shift)):
+    for x, y in zip(maps, windows_lib.from_windows(windows, shapes, 4, shift)):
       np.testing.assert_array_equal(x, y)
 
 
 def test_shifted_windows_do_not_see_across_the_border():
   # Far rows meet in the last window once it is rolled: the top left token
   # and the bottom right one.
-  parts = swin.window_parts([(2, 8, 8)], 4, 2)
+  parts = windows_lib.window_parts([(2, 8, 8)], 4, 2)
   assert parts.shape == (8, 16)
   assert (parts[0] == 0).all()  # an inner window is whole
   assert len(set(parts[3])) == 4  # the corner's falls into four

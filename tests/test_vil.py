@@ -102,7 +102,7 @@ def test_published_size():
   backbone = models.build({'name': 'vil_2262'})
   variables = models.abstract_variables(backbone)
   assert sum(x.size for x in jax.tree.leaves(variables)) == 27_569_352
-  assert models.num_features(backbone) == 768 and backbone.drop_path == 0.1
+  assert backbone.num_features == 768 and backbone.drop_path == 0.1
 
 
 # Published files.

@@ -12,7 +12,7 @@ import pytest
 
 from esvit_jax import models
 from esvit_jax.errors import UserError
-from esvit_jax.models import vit
+from esvit_jax.models import positions
 from esvit_jax.models.classifier import Classifier
 from esvit_jax.models.positions import mae_table, moco_table
 from esvit_jax.weights import tables
@@ -87,7 +87,7 @@ def test_published_classifiers(name):
 
 def test_published_index_of_relative_positions():
   golden, *_ = published('vit_tiny_rpe2023')
-  index = vit.relative_position_index(14)
+  index = positions.grid_index(14)
   np.testing.assert_array_equal(index, golden['rel_index'])
 
 
@@ -98,7 +98,7 @@ def test_there_and_back_is_byte_equal(name):
   back = tables.to_published(variables, 'vit_classifier')
   for key, _, kind in entry['keys']:
     if kind == 'buffer_default':
-      np.testing.assert_array_equal(back[key], vit.relative_position_index(14))
+      np.testing.assert_array_equal(back[key], positions.grid_index(14))
     else:
       np.testing.assert_array_equal(back[key], state[key])
   assert len(back) == len(entry['keys'])

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esvit_jax.errors import UserError
-from esvit_jax.models.layers import Windows
+from esvit_jax.models.backbone import Windows
 
 EPS = 1e-6  # published: inside the logarithm of MAE-Lite's entropy
 # Stride of patches in pixels -> the published one: MAE-Lite counts 14 pixels

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from esvit_jax import models, optim
+from esvit_jax import models, schedules
 from esvit_jax.losses import collapse, prototypes, tiles
 from esvit_jax.losses.prototypes import Side
 from esvit_jax.methods import method as shared
@@ -92,7 +92,7 @@ def build(config, run: Run) -> Method:
   # Published: the teacher has no drop path.
   teacher = _network(config, drop_path=0.0)
   c, horizon = config.loss, run.horizon
-  teacher_temp = optim.teacher_temperature(
+  teacher_temp = schedules.teacher_temperature(
     c.teacher_temp_warmup,
     c.teacher_temp,
     c.teacher_temp_warmup_epochs,
@@ -143,7 +143,7 @@ def build(config, run: Run) -> Method:
     teacher.backbone,
     init=init,
     loss=loss,
-    momentum=optim.cosine(config.ema.start, config.ema.end, horizon.steps),
+    momentum=schedules.cosine(config.ema.start, config.ema.end, horizon.steps),
     stages={
       'teacher': lambda state, views, key, done: targets(state, views, key)[0],
       'student': student_stage,

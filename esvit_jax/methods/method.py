@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from esvit_jax import augment
 from esvit_jax.errors import UserError
-from esvit_jax.models.layers import Features
+from esvit_jax.models.backbone import Features
 from esvit_jax.state import Method
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from esvit_jax import models, optim
+from esvit_jax import models, schedules
 from esvit_jax.losses import collapse, contrastive
 from esvit_jax.methods import method as shared
 from esvit_jax.models.projector import Projector
@@ -67,7 +67,7 @@ def build(config, run: Run) -> Method:
   )
   c, images = config.contrast, shared.images_to_contrast(config)
   student, teacher = _network(config, True), _network(config, False)
-  decay = optim.cosine(config.ema.start, config.ema.end, run.horizon.steps)
+  decay = schedules.cosine(config.ema.start, config.ema.end, run.horizon.steps)
 
   def init(key):
     views = shared.blank_views(groups[0], config.data.channels)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from esvit_jax import models, optim
+from esvit_jax import models, schedules
 from esvit_jax.augment import group_masking
 from esvit_jax.errors import UserError
 from esvit_jax.losses import collapse, contrastive
@@ -160,7 +160,9 @@ def build(config, run: Run) -> Method:
     teacher.backbone,
     init=init,
     loss=loss,
-    momentum=optim.cosine(config.ema.start, config.ema.end, run.horizon.steps),
+    momentum=schedules.cosine(
+      config.ema.start, config.ema.end, run.horizon.steps
+    ),
     stages={
       'corruption': lambda state, views, key, done: corrupt(
         views['globals'], key

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from esvit_jax.models.layers import Shape, unpack
-from esvit_jax.models.swin import padded
+from esvit_jax.models.positions import offset_index, places
+from esvit_jax.models.windows import padded
 
 # The 3x3 chunks around one, row by row, are numbered 0 to 8.
 ALL = np.arange(9)
@@ -96,10 +97,7 @@ def relative_position_index(window: int) -> np.ndarray:
   Returns:
     i64[n, 9 n].
   """
-  y, x = np.divmod(np.arange(window**2), window)
-  row, column = np.divmod(ALL, 3)
-  keys_y = (window * (row[:, None] - 1) + y[None]).reshape(-1)  # 9 n
-  keys_x = (window * (column[:, None] - 1) + x[None]).reshape(-1)
-  dy = y[:, None] - keys_y[None] + 2 * window - 1
-  dx = x[:, None] - keys_x[None] + 2 * window - 1
-  return dy * (4 * window - 1) + dx
+  own = places(window, window)  # n 2
+  corners = window * (places(3, 3) - 1)  # 9 2
+  keys = (corners[:, None] + own[None]).reshape(-1, 2)
+  return offset_index(own, keys, 2 * window - 1)

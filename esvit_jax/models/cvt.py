@@ -9,23 +9,36 @@ Axes: B images, V views of a group, h w a map, W windows, n tokens of a window,
 a head, d = C / heads.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from esvit_jax.errors import UserError
+from esvit_jax.models.backbone import Features, Windows
 from esvit_jax.models.convolutions import (
   Pointwise,
   channels_of,
   check_images,
   drop_path,
 )
-from esvit_jax.models.layers import BatchNorm, Features, Windows, linear_init
-from esvit_jax.models.swin import from_windows, padded, to_windows
+from esvit_jax.models.layers import BatchNorm, linear_init
+from esvit_jax.models.stages import check_stages, stage_layer_ids
+from esvit_jax.models.windows import from_windows, padded, to_windows
 
 # Kernel, stride and zeros around, in front of the first stage and of others.
 FIRST, LATER = (7, 4, 2), (3, 2, 1)
+
+# name -> fields, as `models.BACKBONES` lists them
+SIZES = {
+  'cvt_tiny': {
+    'dims': (64, 192, 384, 768),
+    'depths': (2, 2, 6, 2),
+    'heads': (1, 3, 6, 12),
+    'drop_path': 0.1,
+  },
+}
 
 
 class CvT(nn.Module):
@@ -36,7 +49,7 @@ class CvT(nn.Module):
     window: largest window side in tokens; smaller maps are one window.
     image_size: side in pixels of the images it is made for. Other sizes use
       the same weights; nothing depends on it.
-    drop_path, init_scale, dtype, remat: as in `swin.Swin`.
+    others: see `backbone.Backbone`.
   """
 
   dims: tuple[int, ...]
@@ -49,32 +62,31 @@ class CvT(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
 
+  DEBUG: ClassVar = {
+    'dims': (16, 32),
+    'depths': (1, 2),
+    'heads': (1, 2),
+    'image_size': 28,
+  }
+
   def __post_init__(self):
-    if not len(self.dims) == len(self.depths) == len(self.heads) > 0:
-      raise UserError(
-        f'dims {self.dims}, depths {self.depths} and heads {self.heads} of the '
-        'model need one entry per stage each'
-      )
-    for dim, heads in zip(self.dims, self.heads):
-      if dim % heads:
-        raise UserError(
-          f'a stage of {dim} channels does not split into {heads} heads: '
-          'change dims or heads of the model'
-        )
+    check_stages(self.dims, self.depths, self.heads)
     super().__post_init__()
 
   @property
   def num_features(self) -> int:
     return self.dims[-1]
 
+  @property
+  def layer_ids(self) -> dict[str, int]:
+    embeds = [f'embed{i}' for i in range(len(self.depths))]
+    return stage_layer_ids(self.depths, embeds[:1], embeds[1:])
+
   @nn.compact
   def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
-    """Returns Features for each group; see `swin.Swin`.
-
-    In train mode `batch_stats` has to be mutable.
-    """
+    """Returns Features for each group; see `backbone.Backbone`."""
     kernel, _, pad = FIRST
-    channels = channels_of(self, 'patch_embed', 'conv')
+    channels = channels_of(self, 'embed0', 'conv')
     check_images(groups, kernel - 2 * pad, channels)
     block_type = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
     last = len(self.depths) - 1
@@ -89,8 +101,7 @@ class CvT(nn.Module):
         *(LATER if i else FIRST),
         self.init_scale,
         self.dtype,
-        # Layer-wise rates go by names: these are Swin's.
-        name=f'merge{i - 1}' if i else 'patch_embed',
+        name=f'embed{i}',
       )
       maps = [embed(x) for x in maps]
       for j in range(depth):

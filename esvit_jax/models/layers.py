@@ -1,4 +1,4 @@
-"""What all backbones share: packing, patches, small layers, resizing.
+"""What all backbones share: packing, patches, small layers.
 
 Axes: B images, V views of a group, h w a map, T tokens of all groups in a row,
 C channels. Groups of views may differ in size; everything that looks at one
@@ -8,58 +8,17 @@ axis 1 and never on axis 0, which is split over devices.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import struct
 
 from esvit_jax.errors import UserError
 
 # The shape of one group between batch and channels: views, then tokens (V h w
 # of a map, or V n of a sequence).
 Shape = tuple[int, ...]
-
-
-class Features(NamedTuple):
-  """What a backbone returns for one group of views.
-
-  Attributes:
-    view: pooled feature f[B, V, D].
-    grid: region features after the final norm f[B, V, h, w, D].
-    stages: map after each stage, before downsampling, f[B, V, h_i, w_i, C_i].
-    blocks: one pooled feature per block f[B, V, C_b]; the last n of them side
-      by side are what published linear evaluations use.
-  """
-
-  view: jax.Array
-  grid: jax.Array
-  stages: tuple[jax.Array, ...]
-  blocks: tuple[jax.Array, ...]
-
-
-@struct.dataclass
-class Windows:
-  """What a backbone of windows sows as 'attention', for analyses.
-
-  Backbones that attend to all tokens of a view sow probabilities f[B, V,
-  heads, n, n] instead, the regions of the view last, row by row.
-
-  Attributes:
-    probs: f[B, W, heads, n, n]; the map is padded at the bottom and right to
-      whole windows, rolled by -shift, and cut row by row.
-    height, width: of the map in regions, without pads.
-    window: side of a window in regions.
-    shift: by which the windows are displaced.
-  """
-
-  probs: jax.Array
-  height: int = struct.field(pytree_node=False)
-  width: int = struct.field(pytree_node=False)
-  window: int = struct.field(pytree_node=False)
-  shift: int = struct.field(pytree_node=False)
 
 
 def pack(groups: Sequence[jax.Array]) -> jax.Array:
@@ -287,44 +246,3 @@ class BatchNorm(nn.Module):
       y *= self.param('scale', nn.initializers.ones, (C,))[row]
       y += self.param('bias', nn.initializers.zeros, (C,))[row]
     return y.astype(self.dtype)
-
-
-def bicubic_matrix(
-  n_in: int, n_out: int, scale: float | None = None
-) -> np.ndarray:
-  """The matrix f64[n_out, n_in] that resizes a line as PyTorch's bicubic does.
-
-  Cubic convolution with a = -0.75, half-pixel centres (align_corners False),
-  no antialiasing, borders repeated.
-
-  Args:
-    n_in: samples before.
-    n_out: samples after.
-    scale: the factor that maps coordinates; n_out / n_in by default.
-  """
-  a = -0.75
-  # PyTorch finds coordinates in float32: past 100 samples one sees it.
-  step = np.float32(1 / (scale or n_out / n_in))
-  centre = step * (np.arange(n_out, dtype=np.float32) + 0.5) - 0.5
-  first = np.floor(centre).astype(int)
-  matrix = np.zeros((n_out, n_in))
-  for offset in (-1, 0, 1, 2):
-    x = np.abs(centre - (first + offset))
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = a * (((x - 5) * x + 8) * x - 4)
-    column = np.clip(first + offset, 0, n_in - 1)
-    np.add.at(matrix, (np.arange(n_out), column), np.where(x <= 1, near, far))
-  return matrix
-
-
-def resize_bicubic(
-  x: jax.Array,
-  size: tuple[int, int],
-  scales: tuple[float | None, float | None] = (None, None),
-) -> jax.Array:
-  """Resizes f[h, w, C] to `size` (rows, columns); see `bicubic_matrix`."""
-  rows, columns = (
-    bicubic_matrix(before, after, scale).astype(np.float32)
-    for before, after, scale in zip(x.shape, size, scales)
-  )
-  return jnp.einsum('ah,hwc,bw->abc', rows, x, columns, precision='highest')

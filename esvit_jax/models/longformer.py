@@ -15,10 +15,10 @@ from esvit_jax.models.layers import (
   Shape,
   linear_init,
   pack,
-  resize_bicubic,
   unpack,
 )
-from esvit_jax.models.swin import relative_position_index
+from esvit_jax.models.positions import window_index
+from esvit_jax.models.resize import resize_bicubic
 
 MASKED = np.finfo(np.float32).min  # -inf, yet with finite gradients
 
@@ -210,7 +210,7 @@ def expanded_bias(table: jax.Array, side: int, count: int) -> jax.Array:
   `side` x `side` map for an image and resizes that, instead of looking its own
   offsets up.
   """
-  bias = table[relative_position_index(side)]  # side^2 side^2 a
+  bias = table[window_index(side)]  # side^2 side^2 a
   if count != side**2:
     bias = resize_bicubic(bias, (count, count), (count / side**2,) * 2)
   return bias.transpose(2, 0, 1)

@@ -18,8 +18,9 @@ from esvit_jax.models.layers import (
   linear_init,
   torch_default_init,
 )
-from esvit_jax.models.positions import mae_table
-from esvit_jax.models.vit import Attention, Block, BlockTrace, resize_positions
+from esvit_jax.models.positions import mae_table, resize_positions
+from esvit_jax.models.transformer import Attention, Block
+from esvit_jax.models.vit import BlockTrace
 
 
 class Outputs(NamedTuple):

@@ -1,8 +1,11 @@
-"""Fixed position tables of sines and cosines over a square grid of patches."""
+"""Positions of regions: fixed tables, resizing, offsets."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from esvit_jax.errors import UserError
+from esvit_jax.models.resize import resize_bicubic
 
 
 def mae_table(dim: int, side: int) -> np.ndarray:
@@ -24,6 +27,63 @@ def moco_table(dim: int, side: int) -> np.ndarray:
   """
   code = _code(np.arange(side, dtype=np.float32), dim)
   return _table(code, first='row')
+
+
+def resize_positions(
+  embedding: jax.Array, size: tuple[int, int], extra: float = 0.0
+) -> jax.Array:
+  """The position embedding f[1, 1 + N, C] for a map of `size` (rows, columns).
+
+  The class token's part stays; the rest is resized as an image. For square
+  maps the factor is the published sqrt(h w / N), or with `extra` added to the
+  sides of the map.
+  """
+  cls, patches = embedding[:, :1], embedding[0, 1:]
+  side = round(len(patches) ** 0.5)
+  image = patches.reshape(side, side, -1)
+  if size != (side, side):
+    scales = tuple((length + extra) / side for length in size)
+    image = resize_bicubic(image, size, scales)
+  return jnp.concatenate([cls, image.reshape(1, -1, image.shape[-1])], 1)
+
+
+def offset_index(
+  queries: np.ndarray, keys: np.ndarray, reach: int
+) -> np.ndarray:
+  """Row of a table of relative positions for each (query, key): i64[n, m].
+
+  The table has a row for each offset of up to `reach` rows and columns,
+  (2 reach + 1)^2 of them, row by row.
+
+  Args:
+    queries, keys: places (row, column), i64[n, 2] and i64[m, 2].
+    reach: largest offset.
+  """
+  row, column = np.moveaxis(queries[:, None] - keys[None] + reach, -1, 0)
+  return row * (2 * reach + 1) + column
+
+
+def places(height: int, width: int) -> np.ndarray:
+  """(row, column) of a map's regions, row by row: i64[h w, 2]."""
+  return np.stack(np.divmod(np.arange(height * width), width), -1)
+
+
+def window_index(side: int) -> np.ndarray:
+  """`offset_index` among the tokens of a window: i64[side^2, side^2]."""
+  tokens = places(side, side)
+  return offset_index(tokens, tokens, side - 1)
+
+
+def grid_index(side: int) -> np.ndarray:
+  """`window_index` with a class token in front: i64[1 + side^2, 1 + side^2].
+
+  The last three rows of the table are from the class token to any, from any
+  to it, and from it to itself.
+  """
+  rows = (2 * side - 1) ** 2
+  index = np.pad(window_index(side), ((1, 0), (1, 0)))
+  index[0], index[:, 0], index[0, 0] = rows, rows + 1, rows + 2
+  return index
 
 
 def _code(t: np.ndarray, dim: int) -> np.ndarray:

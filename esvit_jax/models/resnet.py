@@ -7,22 +7,27 @@ their order.
 Axes: B images, V views of a group, h w a map, C channels.
 """
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from esvit_jax.errors import UserError
+from esvit_jax.models.backbone import Features
 from esvit_jax.models.convolutions import (
   Pointwise,
   channels_of,
   check_images,
   drop_path,
 )
-from esvit_jax.models.layers import BatchNorm, Features
+from esvit_jax.models.layers import BatchNorm, linear_init
+from esvit_jax.models.stages import stage_layer_ids
 
 EXPANSION = 4  # channels of a bottleneck's output over those inside
-# Kaiming normal by fan out, for ReLU.
-INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+# name -> fields, as `models.BACKBONES` lists them
+SIZES = {'resnet50': {'depths': (3, 4, 6, 3)}}
 
 
 class ResNet(nn.Module):
@@ -38,15 +43,19 @@ class ResNet(nn.Module):
       the same weights; nothing depends on it.
     drop_path: rate at the last bottleneck; rises linearly from 0 at the
       first. Published ResNets have 0.
-    dtype, remat: as in `swin.Swin`.
+    init_scale: 'published' is Kaiming's, normal by fan out, for ReLU.
+    others: see `backbone.Backbone`.
   """
 
   depths: tuple[int, ...]
   width: int = 64
   image_size: int = 224
   drop_path: float = 0.0
+  init_scale: str = 'published'
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+
+  DEBUG: ClassVar = {'depths': (1, 1), 'width': 8, 'image_size': 28}
 
   def __post_init__(self):
     if not self.depths or min(self.depths) < 1 or self.width < 1:
@@ -60,21 +69,24 @@ class ResNet(nn.Module):
   def num_features(self) -> int:
     return EXPANSION * self.width * 2 ** (len(self.depths) - 1)
 
+  @property
+  def layer_ids(self) -> dict[str, int]:
+    return stage_layer_ids(self.depths, ('stem', 'stem_norm'))
+
   @nn.compact
   def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
-    """Returns Features for each group; see `swin.Swin`.
+    """Returns Features for each group; see `backbone.Backbone`.
 
-    `blocks` holds the mean of the map after each bottleneck. In train mode
-    `batch_stats` has to be mutable.
+    `blocks` holds the mean of the map after each bottleneck.
     """
-    check_images(groups, channels=channels_of(self, 'patch_embed'))
+    check_images(groups, channels=channels_of(self, 'stem'))
     block_type = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
     rates = iter(np.linspace(0, self.drop_path, sum(self.depths)))
     blocks, stages = [], []
 
-    # Layer-wise rates go by names: these are the other backbones'.
-    conv = _conv(self.width, 7, 2, self.dtype, 'patch_embed')
-    norm = BatchNorm(dtype=self.dtype, name='patch_norm')
+    shared = (self.init_scale, self.dtype)
+    conv = _conv(self.width, 7, 2, *shared, 'stem')
+    norm = BatchNorm(dtype=self.dtype, name='stem_norm')
     maps = [nn.relu(norm(conv(x), train)) for x in groups]
     maps = [
       nn.max_pool(x, (1, 3, 3), (1, 2, 2), ((0, 0), (1, 1), (1, 1)))
@@ -86,7 +98,7 @@ class ResNet(nn.Module):
           self.width * 2**i,
           2 if i > 0 and j == 0 else 1,
           float(next(rates)),
-          self.dtype,
+          *shared,
           name=f'stage{i}_block{j}',
         )
         maps = [block(x, train) for x in maps]
@@ -108,36 +120,47 @@ class Block(nn.Module):
   width: int
   stride: int
   drop_path: float
+  init_scale: str
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x, train: bool):
     C, s = EXPANSION * self.width, self.stride
-    y = _pointwise(self.width, self.dtype, 'conv1')(x)
+    shared = (self.init_scale, self.dtype)
+    y = _pointwise(self.width, *shared, 'conv1')(x)
     y = nn.relu(BatchNorm(dtype=self.dtype, name='norm1')(y, train))
-    y = _conv(self.width, 3, s, self.dtype, 'conv2')(y)
+    y = _conv(self.width, 3, s, *shared, 'conv2')(y)
     y = nn.relu(BatchNorm(dtype=self.dtype, name='norm2')(y, train))
-    y = _pointwise(C, self.dtype, 'conv3')(y)
+    y = _pointwise(C, *shared, 'conv3')(y)
     y = BatchNorm(dtype=self.dtype, name='norm3')(y, train)
     y = drop_path(self.drop_path, y, train)
     if s > 1 or x.shape[-1] != C:
-      x = _pointwise(C, self.dtype, 'skip')(x[:, :, ::s, ::s])
+      x = _pointwise(C, *shared, 'skip')(x[:, :, ::s, ::s])
       x = BatchNorm(dtype=self.dtype, name='skip_norm')(x, train)
     return nn.relu(x + y)
 
 
-def _conv(width: int, kernel: int, stride: int, dtype, name: str) -> nn.Conv:
+def _conv(
+  width: int, kernel: int, stride: int, init_scale: str, dtype, name: str
+) -> nn.Conv:
   return nn.Conv(
     width,
     (kernel, kernel),
     stride,
     kernel // 2,
     use_bias=False,
-    kernel_init=INIT,
+    kernel_init=_init(init_scale),
     dtype=dtype,
     name=name,
   )
 
 
-def _pointwise(width: int, dtype, name: str) -> Pointwise:
-  return Pointwise(width, INIT, use_bias=False, dtype=dtype, name=name)
+def _pointwise(width: int, init_scale: str, dtype, name: str) -> Pointwise:
+  init = _init(init_scale)
+  return Pointwise(width, init, use_bias=False, dtype=dtype, name=name)
+
+
+def _init(scale: str) -> nn.initializers.Initializer:
+  if scale == 'published':
+    return nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+  return linear_init(scale)

@@ -9,28 +9,77 @@ Axes: B images, V views, h w a map, T tokens of all groups, W windows of all
 groups, n = window^2 tokens of a window, a head, d = C / heads.
 """
 
-import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from esvit_jax.errors import UserError
+from esvit_jax.models.backbone import Features, Windows
 from esvit_jax.models.layers import (
   DropPath,
-  Features,
   Mlp,
   PatchEmbed,
   Shape,
-  Windows,
   layer_norm,
   linear_init,
   pack,
   unpack,
 )
+from esvit_jax.models.positions import window_index
+from esvit_jax.models.stages import check_stages, stage_layer_ids
+from esvit_jax.models.windows import (
+  from_windows,
+  stage_window,
+  to_windows,
+  window_parts,
+)
 
 MASKED = -100.0  # as published; not -inf
+
+# name -> fields, as `models.BACKBONES` lists them
+SIZES = {
+  'swin_tiny': {
+    'dims': (96, 192, 384, 768),
+    'depths': (2, 2, 6, 2),
+    'heads': (3, 6, 12, 24),
+    'drop_path': 0.1,
+  },
+  'swin_small': {
+    'dims': (96, 192, 384, 768),
+    'depths': (2, 2, 18, 2),
+    'heads': (3, 6, 12, 24),
+    'drop_path': 0.2,
+  },
+  'swin_base': {
+    'dims': (128, 256, 512, 1024),
+    'depths': (2, 2, 18, 2),
+    'heads': (4, 8, 16, 32),
+    'drop_path': 0.2,
+  },
+  'swin_large': {
+    'dims': (192, 384, 768, 1536),
+    'depths': (2, 2, 18, 2),
+    'heads': (6, 12, 24, 48),
+    'drop_path': 0.2,
+  },
+  # For images of 96 px: maps of 24, 12 and 6 regions a side.
+  'swin_96': {
+    'dims': (96, 192, 384),
+    'depths': (2, 2, 6),
+    'heads': (3, 6, 12),
+    'window': 6,
+    'image_size': 96,
+  },
+  # For images of 28 px: maps of 7 and 4.
+  'swin_28': {
+    'dims': (32, 64),
+    'depths': (1, 1),
+    'heads': (2, 2),
+    'image_size': 28,
+  },
+}
 
 
 class Swin(nn.Module):
@@ -43,9 +92,7 @@ class Swin(nn.Module):
     image_size: reference side in pixels. It alone fixes the window and shift
       of each stage, so that crops of other sizes use the same weights.
     drop_path: rate at the last block; rises linearly from 0 at the first.
-    init_scale: see `layers.linear_init`.
-    dtype: of the computation; parameters are float32.
-    remat: recompute blocks in the backward pass to save memory.
+    others: see `backbone.Backbone`.
   """
 
   dims: tuple[int, ...]
@@ -59,32 +106,31 @@ class Swin(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
 
+  DEBUG: ClassVar = {
+    'dims': (16, 32),
+    'depths': (1, 2),
+    'heads': (1, 2),
+    'patch': 4,
+    'image_size': 28,
+  }
+
   def __post_init__(self):
-    if not len(self.dims) == len(self.depths) == len(self.heads) > 0:
-      raise UserError(
-        f'dims {self.dims}, depths {self.depths} and heads {self.heads} of the '
-        'model need one entry per stage each'
-      )
-    for dim, heads in zip(self.dims, self.heads):
-      if dim % heads:
-        raise UserError(
-          f'a stage of {dim} channels does not split into {heads} heads: '
-          'change dims or heads of the model'
-        )
+    check_stages(self.dims, self.depths, self.heads)
     super().__post_init__()
 
   @property
   def num_features(self) -> int:
     return self.dims[-1]
 
+  @property
+  def layer_ids(self) -> dict[str, int]:
+    stem = ('patch_embed', 'patch_norm')
+    merges = [f'merge{i}' for i in range(len(self.depths) - 1)]
+    return stage_layer_ids(self.depths, stem, merges)
+
   @nn.compact
   def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
-    """Returns Features for each group.
-
-    Args:
-      groups: normalised images f[B, V, H, W, channels], one array per size.
-      train: drop paths at random; needs the rng 'drop_path' if the rate > 0.
-    """
+    """Returns Features for each group; see `backbone.Backbone`."""
     block_type = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
     last = len(self.depths) - 1
     rates = iter(np.linspace(0, self.drop_path, sum(self.depths)))
@@ -184,7 +230,7 @@ class WindowAttention(nn.Module):
     logits = d**-0.5 * jnp.einsum(
       'BWqad,BWkad->BWaqk', q, k, preferred_element_type=jnp.float32
     )
-    bias = table[relative_position_index(self.window)]  # n n a
+    bias = table[window_index(self.window)]  # n n a
     logits += bias.transpose(2, 0, 1)[None, None]
     if self.shift:
       part = jnp.asarray(window_parts(shapes, self.window, self.shift))  # W n
@@ -227,89 +273,3 @@ class Merge(nn.Module):
       name='reduction',
     )(y)
     return y, shapes
-
-
-def stage_window(
-  image_size: int, patch: int, window: int, stage: int
-) -> tuple[int, int]:
-  """Window side and shift of the odd blocks of a stage, in tokens.
-
-  A map that fits into one window is one window and is never shifted.
-  """
-  side = math.ceil(image_size / patch)
-  for _ in range(stage):
-    side = math.ceil(side / 2)
-  return (side, 0) if side <= window else (window, window // 2)
-
-
-def padded(length: int, window: int) -> int:
-  """The next multiple of `window`."""
-  return math.ceil(length / window) * window
-
-
-def to_windows(maps, window: int, shift: int) -> jax.Array:
-  """Maps [B, V, h, w, C] of each group -> windows [B, W, n, C].
-
-  Zero pads at the bottom and right, rolls by `shift`, cuts row by row.
-  """
-  windows = []
-  for x in maps:
-    B, V, h, w, C = x.shape
-    H, W = padded(h, window), padded(w, window)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, H - h), (0, W - w), (0, 0)))
-    if shift:
-      x = jnp.roll(x, (-shift, -shift), (2, 3))
-    x = x.reshape(B, V, H // window, window, W // window, window, C)
-    x = x.swapaxes(3, 4)  # B V H/window W/window window window C
-    windows.append(x.reshape(B, -1, window**2, C))
-  return jnp.concatenate(windows, 1)
-
-
-def from_windows(windows, shapes, window: int, shift: int) -> list[jax.Array]:
-  """Undoes `to_windows` for maps of shapes (V, h, w); drops the pads."""
-  B, _, _, C = windows.shape
-  sides = [(padded(h, window), padded(w, window)) for _, h, w in shapes]
-  counts = [V * H * W // window**2 for (V, _, _), (H, W) in zip(shapes, sides)]
-  parts = jnp.split(windows, np.cumsum(counts)[:-1], 1)
-  maps = []
-  for x, (V, h, w), (H, W) in zip(parts, shapes, sides):
-    x = x.reshape(B, V, H // window, W // window, window, window, C)
-    x = x.swapaxes(3, 4).reshape(B, V, H, W, C)
-    if shift:
-      x = jnp.roll(x, (shift, shift), (2, 3))
-    maps.append(x[:, :, :h, :w])
-  return maps
-
-
-def window_parts(shapes, window: int, shift: int) -> np.ndarray:
-  """Which part of the unrolled map each token of each window comes from.
-
-  Rolling brings opposite borders into one window; tokens see each other only
-  within a part. Made for the map at hand: the first published code used the
-  parts of a 224 px map for every crop.
-
-  Returns:
-    i32[W, n], labels 0 to 8.
-  """
-
-  def line(length):
-    part = np.zeros(length, np.int32)
-    part[-window:] = 1
-    part[-shift:] = 2
-    return part
-
-  labels = []
-  for V, h, w in shapes:
-    H, W = padded(h, window), padded(w, window)
-    x = 3 * line(H)[:, None] + line(W)[None]
-    x = x.reshape(H // window, window, W // window, window).swapaxes(1, 2)
-    labels += [x.reshape(-1, window**2)] * V
-  return np.concatenate(labels)
-
-
-def relative_position_index(window: int) -> np.ndarray:
-  """Row of the bias table for each (query, key) of a window: i64[n, n]."""
-  y, x = np.divmod(np.arange(window**2), window)
-  dy = y[:, None] - y[None] + window - 1
-  dx = x[:, None] - x[None] + window - 1
-  return dy * (2 * window - 1) + dx

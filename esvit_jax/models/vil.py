@@ -11,6 +11,7 @@ groups, C channels.
 import functools
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,9 @@ import numpy as np
 from flax import linen as nn
 
 from esvit_jax.errors import UserError
+from esvit_jax.models.backbone import Features
 from esvit_jax.models.layers import (
   DropPath,
-  Features,
   Mlp,
   PatchEmbed,
   Shape,
@@ -29,6 +30,20 @@ from esvit_jax.models.layers import (
   unpack,
 )
 from esvit_jax.models.longformer import FullAttention, SparseAttention, lines
+from esvit_jax.models.stages import check_stages
+
+# name -> fields, as `models.BACKBONES` lists them
+SIZES = {
+  'vil_2262': {
+    'dims': (96, 192, 384, 768),
+    'depths': (2, 2, 6, 2),
+    'heads': (3, 6, 12, 24),
+    'sparse': (True, True, False, False),
+    'global_tokens': (1, 1, 1, 0),
+    'patches': (4, 2, 2, 2),
+    'drop_path': 0.1,
+  },
+}
 
 
 class ViL(nn.Module):
@@ -47,7 +62,7 @@ class ViL(nn.Module):
       drawn for each layer and the whole batch from the rng 'neighbour'.
     image_size: side in pixels that full attention's biases are made for;
       they are resized for others.
-    drop_path, init_scale, dtype, remat: as in `swin.Swin`.
+    others: see `backbone.Backbone`.
   """
 
   dims: tuple[int, ...]
@@ -64,29 +79,34 @@ class ViL(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
 
+  DEBUG: ClassVar = {
+    'dims': (16, 32),
+    'depths': (1, 2),
+    'heads': (1, 2),
+    'sparse': (True, False),
+    'global_tokens': (1, 0),
+    'patches': (4, 2),
+    'window': 3,
+    'image_size': 28,
+  }
+
   def __post_init__(self):
-    stages = {
-      k: getattr(self, k)
-      for k in ('dims', 'depths', 'heads', 'sparse', 'global_tokens', 'patches')
-    }
-    if len({len(v) for v in stages.values()}) > 1 or not self.dims:
-      told = ', '.join(f'{k} {v}' for k, v in stages.items())
-      raise UserError(f'{told} of the model need one entry per stage each')
-    for dim, heads in zip(self.dims, self.heads):
-      if dim % heads:
+    check_stages(self.dims, self.depths, self.heads)
+    for field in ('sparse', 'global_tokens', 'patches'):
+      if len(getattr(self, field)) != len(self.dims):
         raise UserError(
-          f'a stage of {dim} channels does not split into {heads} heads: '
-          'change dims or heads of the model'
+          f'{field} of the model is {getattr(self, field)}: use one entry per '
+          f'stage, {len(self.dims)}'
         )
     if self.mode not in (-1, 0, 1):
       raise UserError(
         f'mode of the model is {self.mode}: use 0 (all nine chunks), 1 (a '
         'random neighbour in training) or -1 (no neighbours)'
       )
-    if min(*self.depths, *self.patches) < 1 or min(self.global_tokens) < 0:
+    if min(self.patches) < 1 or min(self.global_tokens) < 0:
       raise UserError(
-        f'depths {self.depths} and patches {self.patches} of the model have to '
-        f'be 1 or more, and global_tokens {self.global_tokens} 0 or more'
+        f'patches {self.patches} of the model have to be 1 or more, and '
+        f'global_tokens {self.global_tokens} 0 or more'
       )
     if self.image_size < math.prod(self.patches):
       raise UserError(
@@ -99,9 +119,20 @@ class ViL(nn.Module):
   def num_features(self) -> int:
     return self.dims[-1]
 
+  @property
+  def layer_ids(self) -> dict[str, int]:
+    ids, block = {}, 0
+    for i, depth in enumerate(self.depths):
+      # What embeds goes with the block after it.
+      ids[f'layer{i + 1}_0'] = block + 1 if i else 0
+      for j in range(depth):
+        block += 1
+        ids |= {f'layer{i + 1}_{2 * j + part}': block for part in (1, 2)}
+    return ids
+
   @nn.compact
   def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
-    """Returns Features for each group; see `swin.Swin`.
+    """Returns Features for each group; see `backbone.Backbone`.
 
     `stages` hold maps, without global tokens.
     """

@@ -4,7 +4,7 @@ Axes: B images, V views, h w a map, n = 1 + h w tokens of a view, T tokens of
 all groups, a head, d = dim / heads.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,43 @@ import numpy as np
 from flax import linen as nn
 
 from esvit_jax.errors import UserError
-from esvit_jax.models.layers import (
-  DropPath,
-  Features,
-  Mlp,
-  PatchEmbed,
-  Shape,
-  layer_norm,
-  linear_init,
-  pack,
-  resize_bicubic,
-  unpack,
-)
-from esvit_jax.models.positions import mae_table, moco_table
+from esvit_jax.models.backbone import Features
+from esvit_jax.models.layers import PatchEmbed, layer_norm, pack, unpack
+from esvit_jax.models.positions import mae_table, moco_table, resize_positions
+from esvit_jax.models.transformer import Block
+
+# MAE's: fixed positions, features that are means. MoCo-v3's.
+_MAE = {'positions': 'mae', 'init_scale': 'mae', 'pool': 'mean'}
+_MOCO = {'positions': 'moco', 'init_scale': 'moco'}
+# MAE-Lite's heads: more than DeiT's.
+_SIZES = {
+  'tiny': {'dim': 192, 'depth': 12, 'heads': 12},
+  'small': {'dim': 384, 'depth': 12, 'heads': 12},
+  'base': {'dim': 768, 'depth': 12, 'heads': 12},
+  'large': {'dim': 1024, 'depth': 24, 'heads': 16},
+  'huge': {'dim': 1280, 'depth': 32, 'heads': 16, 'patch': 14},
+}
+_28 = {'dim': 64, 'depth': 4, 'heads': 4, 'patch': 4, 'image_size': 28}
+_96 = {'dim': 384, 'depth': 12, 'heads': 6, 'patch': 8, 'image_size': 96}
+
+# name -> fields, as `models.BACKBONES` lists them
+SIZES = {
+  'vit_tiny': {'dim': 192, 'depth': 12, 'heads': 3, 'drop_path': 0.1},
+  'vit_small': {'dim': 384, 'depth': 12, 'heads': 6, 'drop_path': 0.1},
+  'vit_base': {'dim': 768, 'depth': 12, 'heads': 12, 'drop_path': 0.1},
+  **{f'mae_{name}': {**size, **_MAE} for name, size in _SIZES.items()},
+  **{
+    f'moco_{name}': {**_SIZES[name], **_MOCO}
+    for name in ('tiny', 'small', 'base')
+  },
+  # For images of 96 px, of 12x12 patches, and of 28 px, of 7x7.
+  'vit_96': _96,
+  'mae_96': {**_96, **_MAE},
+  'vit_28': _28,
+  'mae_28': {**_28, **_MAE},
+  'moco_28': {**_28, **_MOCO},
+}
+SIZES |= {f'deit_{size}': SIZES[f'vit_{size}'] for size in ('tiny', 'small')}
 
 CHOICES = {
   'positions': ('learned', 'mae', 'moco'),
@@ -57,8 +81,7 @@ class ViT(nn.Module):
     patch: side of a patch in pixels.
     image_size: side in pixels the position embedding is made for; it is
       resized for others.
-    drop_path, dtype, remat: as in `swin.Swin`.
-    init_scale: see `layers.linear_init`.
+    drop_path, init_scale, dtype, remat: see `backbone.Backbone`.
     positions: what the position embedding starts as: 'learned' (noise), or
       the sines and cosines of 'mae' or 'moco'. Whether it then learns is the
       optimiser's matter.
@@ -90,6 +113,14 @@ class ViT(nn.Module):
   qkv_bias: str = 'qkv'
   resize_extra: float = 0.0
 
+  DEBUG: ClassVar = {
+    'dim': 32,
+    'depth': 2,
+    'heads': 2,
+    'patch': 4,
+    'image_size': 28,
+  }
+
   def __post_init__(self):
     if self.dim % self.heads:
       raise UserError(
@@ -112,6 +143,11 @@ class ViT(nn.Module):
   @property
   def num_features(self) -> int:
     return self.dim
+
+  @property
+  def layer_ids(self) -> dict[str, int]:
+    tokens = dict.fromkeys(('cls_token', 'pos_embed', 'patch_embed'), 0)
+    return tokens | {f'block{j}': j + 1 for j in range(self.depth)}
 
   @property
   def side(self) -> int:
@@ -145,7 +181,7 @@ class ViT(nn.Module):
     self.norm = layer_norm(None) if self.final_norm else _float32
 
   def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
-    """Returns Features for each group; see `swin.Swin`.
+    """Returns Features for each group; see `backbone.Backbone`.
 
     `blocks` holds the view feature of each block, after the final norm.
     """
@@ -231,168 +267,6 @@ class ViT(nn.Module):
   def _pooled(self, tokens):
     """Tokens [B, V, n, dim] -> view features [B, V, dim]."""
     return tokens[:, :, 0] if self.pool == 'cls' else tokens[:, :, 1:].mean(2)
-
-
-class Block(nn.Module):
-  """x + attention(norm x), then x + mlp(norm x).
-
-  Returns the tokens, the attention's input and its logits for each group.
-  """
-
-  heads: int
-  drop_path: float
-  init_scale: str
-  dtype: jnp.dtype
-  side: int = 0
-  layer_scale: float = 0.0
-  qkv_bias: str = 'qkv'
-  depth: int = 0
-
-  @nn.compact
-  def __call__(self, tokens, shapes: tuple[Shape, ...], train: bool):
-    normed = layer_norm('norm1', self.dtype)(tokens)
-    for x in unpack(normed, shapes):
-      self.sow('intermediates', 'normed', x)
-    y, logits = Attention(
-      self.heads,
-      self.init_scale,
-      self.dtype,
-      side=self.side,
-      qkv_bias=self.qkv_bias,
-      depth=self.depth,
-      name='attn',
-    )(normed, shapes)
-    y = self._scaled('gamma_1', y)
-    tokens += DropPath(self.drop_path)(y, shapes, train)
-    y = layer_norm('norm2', self.dtype)(tokens)
-    y = Mlp(
-      4 * y.shape[-1], self.init_scale, self.dtype, self.depth, name='mlp'
-    )(y)
-    y = self._scaled('gamma_2', y)
-    return tokens + DropPath(self.drop_path)(y, shapes, train), normed, logits
-
-  def _scaled(self, name: str, y):
-    """`y` times a learned gain for each channel (LayerScale, 2103.17239)."""
-    if not self.layer_scale:
-      return y
-    init = nn.initializers.constant(self.layer_scale)
-    gamma = self.param(name, init, (y.shape[-1],))
-    return y * gamma.astype(self.dtype)[None, None]
-
-
-class Attention(nn.Module):
-  """softmax(q k^T / sqrt(d) + bias) v among the tokens of a view.
-
-  Attributes:
-    side: side of the grid of patches that have relative positions; 0: none.
-    logits_only: whether it ends before the softmax.
-    others: see Block.
-  """
-
-  heads: int
-  init_scale: str
-  dtype: jnp.dtype
-  side: int = 0
-  qkv_bias: str = 'qkv'
-  depth: int = 0
-  logits_only: bool = False
-
-  @nn.compact
-  def __call__(self, tokens, shapes: tuple[Shape, ...]):
-    """Tokens [B, T, C] -> the same (None if `logits_only`), and logits."""
-    B, _, C = tokens.shape
-    a, d = self.heads, C // self.heads
-    qkv = self._qkv(tokens)
-    bias = self._bias()
-    outputs, all_logits = [], []
-    for x, (V, n) in zip(unpack(qkv, shapes), shapes):
-      x = x.reshape(B, V, n, 3, a, d)
-      q, k, v = x[:, :, :, 0], x[:, :, :, 1], x[:, :, :, 2]  # B V n a d
-      logits = d**-0.5 * jnp.einsum(
-        'BVqad,BVkad->BVaqk', q, k, preferred_element_type=jnp.float32
-      )
-      if bias is not None:
-        logits += bias[None, None]
-      self.sow('intermediates', 'logits', logits)
-      all_logits.append(logits)
-      if self.logits_only:
-        continue
-      probs = jax.nn.softmax(logits)  # B V a n n
-      self.sow('intermediates', 'attention', probs)
-      out = jnp.einsum('BVaqk,BVkad->BVqad', probs.astype(self.dtype), v)
-      outputs.append(out.reshape(B, V, n, C))
-    if self.logits_only:
-      return None, tuple(all_logits)
-    proj = nn.Dense(
-      C,
-      kernel_init=linear_init(self.init_scale, depth=self.depth),
-      dtype=self.dtype,
-      name='proj',
-    )
-    return proj(pack(outputs)), tuple(all_logits)
-
-  def _qkv(self, tokens):
-    C = tokens.shape[-1]
-    qkv = nn.Dense(
-      3 * C,
-      use_bias=self.qkv_bias == 'qkv',
-      kernel_init=linear_init(self.init_scale, parts=3),
-      dtype=self.dtype,
-      name='qkv',
-    )(tokens)
-    if self.qkv_bias == 'qv':
-      zeros = nn.initializers.zeros
-      q = self.param('q_bias', zeros, (C,))
-      v = self.param('v_bias', zeros, (C,))
-      bias = jnp.concatenate([q, jnp.zeros_like(q), v])
-      qkv += bias.astype(self.dtype)[None, None]
-    return qkv
-
-  def _bias(self):
-    """The bias of each head for each pair of tokens, f32[a, n, n] or None."""
-    if not self.side:
-      return None
-    index = relative_position_index(self.side)
-    table = self.param(
-      'bias_table', nn.initializers.zeros, (index.max() + 1, self.heads)
-    )
-    return table[index].transpose(2, 0, 1)
-
-
-def relative_position_index(side: int) -> np.ndarray:
-  """Row of the bias table for each (query, key), i64[n, n].
-
-  Patches at an offset of (dr, dc) rows and columns share row
-  (dr + side - 1) (2 side - 1) + dc + side - 1; the last three are from the
-  class token to any, from any to it, and from it to itself.
-  """
-  at = np.stack(np.mgrid[:side, :side]).reshape(2, -1)  # 2 h*w
-  delta = at[:, :, None] - at[:, None] + side - 1
-  width = 2 * side - 1
-  index = np.zeros((1 + side**2, 1 + side**2), np.int64)
-  index[1:, 1:] = delta[0] * width + delta[1]
-  index[0] = width**2
-  index[:, 0] = width**2 + 1
-  index[0, 0] = width**2 + 2
-  return index
-
-
-def resize_positions(
-  embedding: jax.Array, size: tuple[int, int], extra: float = 0.0
-) -> jax.Array:
-  """The position embedding f[1, 1 + N, C] for a map of `size` (rows, columns).
-
-  The class token's part stays; the rest is resized as an image. For square
-  maps the factor is the published sqrt(h w / N), or with `extra` added to the
-  sides of the map.
-  """
-  cls, patches = embedding[:, :1], embedding[0, 1:]
-  side = round(len(patches) ** 0.5)
-  image = patches.reshape(side, side, -1)
-  if size != (side, side):
-    scales = tuple((length + extra) / side for length in size)
-    image = resize_bicubic(image, size, scales)
-  return jnp.concatenate([cls, image.reshape(1, -1, image.shape[-1])], 1)
 
 
 def _grid(tokens, V: int, h: int, w: int) -> jax.Array:

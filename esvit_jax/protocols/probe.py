@@ -13,7 +13,7 @@ import numpy as np
 from esvit_jax import augment, data, evals, sharding
 from esvit_jax.errors import UserError
 from esvit_jax.evals import heads, probe, scores
-from esvit_jax.models.layers import Features
+from esvit_jax.models.backbone import Features
 from esvit_jax.protocols import baselines
 from esvit_jax.protocols.setup import Result, Setup, prepare, require_test
 

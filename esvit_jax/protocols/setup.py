@@ -11,7 +11,7 @@ import numpy as np
 
 from esvit_jax import augment, data, evals, sharding
 from esvit_jax.errors import UserError
-from esvit_jax.models.layers import Features
+from esvit_jax.models.backbone import Features
 from esvit_jax.weights import loading, networks
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}

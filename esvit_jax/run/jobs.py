@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from esvit_jax import augment, data, methods, optim, sharding
+from esvit_jax import augment, data, methods, models, optim, sharding
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
 from esvit_jax.run import limits
@@ -88,7 +88,9 @@ def plan(config, mesh, sources, horizon) -> Job:
     ),
   )
   params, _, _ = jax.eval_shape(method.init, jax.random.key(0))
-  tx, schedules = optim.from_config(config, horizon, params)
+  tx, schedules = optim.from_config(
+    config, horizon, params, models.build(config.model).layer_ids
+  )
   if method.momentum is not None:
     schedules['momentum'] = method.momentum
   state = jax.eval_shape(

@@ -11,7 +11,7 @@ import numpy as np
 from esvit_jax import models
 from esvit_jax.errors import UserError
 from esvit_jax.models.positions import mae_table, moco_table
-from esvit_jax.models.swin import stage_window
+from esvit_jax.models.windows import stage_window
 
 # module -> the name of its family and layout
 NAMES = {

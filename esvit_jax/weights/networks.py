@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from esvit_jax import models
-from esvit_jax.models.layers import Features, layer_norm
+from esvit_jax.models.backbone import Features
+from esvit_jax.models.layers import layer_norm
 from esvit_jax.weights.tables import Arrays
 
 # What an evaluation of a whole network applies to the mean of the last map

@@ -4,7 +4,7 @@ import numpy as np
 from flax import traverse_util
 
 from esvit_jax.models import Swin
-from esvit_jax.models.swin import stage_window
+from esvit_jax.models.windows import stage_window
 from esvit_jax.weights import architecture, families, masks, parts, tables
 from esvit_jax.weights.handover import AUTO
 from esvit_jax.weights.networks import POOLED_NORM, Weights

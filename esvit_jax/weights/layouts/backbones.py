@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from esvit_jax.models import chunks, vit
-from esvit_jax.models.swin import relative_position_index
+from esvit_jax.models import chunks
+from esvit_jax.models.positions import grid_index, window_index
 from esvit_jax.weights.layouts.rows import (
   Buffer,
   Rows,
@@ -19,7 +19,7 @@ from esvit_jax.weights.layouts.rows import (
 def _position_index(table: np.ndarray) -> np.ndarray:
   """relative_position_index of a bias table of (2 window - 1)^2 rows."""
   window = (round(len(table) ** 0.5) + 1) // 2
-  return relative_position_index(window).astype(np.int64)
+  return window_index(window)
 
 
 def block(published: str, ours: str) -> Rows:
@@ -55,7 +55,7 @@ _VIT_TABLE = 'blocks.{i}.attn.relative_position_bias_table'
 def _grid_index(table: np.ndarray) -> np.ndarray:
   """relative_position_index of a ViT's table: (2 side - 1)^2 + 3 rows."""
   side = (round((len(table) - 3) ** 0.5) + 1) // 2
-  return vit.relative_position_index(side)
+  return grid_index(side)
 
 
 VIT = (
@@ -73,7 +73,6 @@ VIT = (
   *norm('norm', 'norm'),
 )
 
-_STAGES = range(8)  # of a multi-stage network, at most
 _CVT_BLOCK = 'stage{i}.1.layers.{j}'
 _CVT_QKV = f'{_CVT_BLOCK}.0.fn.qkv'
 _CVT_ATTN = 'stage{i}_block{j}/attn'
@@ -87,8 +86,7 @@ def _cvt_embed(published: str, ours: str) -> Rows:
 
 
 CVT = (
-  *_cvt_embed('stage0.0', 'patch_embed'),
-  *(row for k in _STAGES for row in _cvt_embed(f'stage{k + 1}.0', f'merge{k}')),
+  *_cvt_embed('stage{i}.0', 'embed{i}'),
   *norm(f'{_CVT_BLOCK}.0.norm', 'stage{i}_block{j}/norm1'),
   *conv(f'{_CVT_QKV}.dw', f'{_CVT_ATTN}/depthwise')[:1],  # no bias
   *batch_norm(f'{_CVT_QKV}.bn', f'{_CVT_ATTN}/bn'),
@@ -125,10 +123,10 @@ def _resnet_stage(published: str, ours: str) -> Rows:
 
 
 RESNET = (
-  *_resnet_layer('conv1', 'bn1', ('patch_embed', 'patch_norm')),
+  *_resnet_layer('conv1', 'bn1', ('stem', 'stem_norm')),
   *(
     row
-    for k in _STAGES
+    for k in range(8)  # stages, at most
     for row in _resnet_stage(f'layer{k + 1}.{{j}}', f'stage{k}_block{{j}}')
   ),
 )
@@ -143,7 +141,7 @@ _VIL_GLOBAL = f'{_VIL_ATTN}.g2l_relative_position_bias'
 def _chunk_index(table: np.ndarray) -> np.ndarray:
   """relative_position_index of a bias table of (4 window - 1)^2 rows."""
   window = (round(len(table) ** 0.5) + 1) // 4
-  return chunks.relative_position_index(window).astype(np.int64)
+  return chunks.relative_position_index(window)
 
 
 def _shared(published: str) -> tuple[Buffer, ...]:

@@ -1,0 +1,46 @@
+"""What backbones of several stages share: checks, and the order of blocks."""
+
+from collections.abc import Sequence
+
+from esvit_jax.errors import UserError
+
+
+def check_stages(
+  dims: Sequence[int], depths: Sequence[int], heads: Sequence[int]
+) -> None:
+  """Raises UserError unless there is one of each for every stage."""
+  if not len(dims) == len(depths) == len(heads) > 0:
+    raise UserError(
+      f'dims {dims}, depths {depths} and heads {heads} of the model need one '
+      'entry per stage each'
+    )
+  for dim, count in zip(dims, heads):
+    if count < 1 or dim % count:
+      raise UserError(
+        f'a stage of {dim} channels does not split into {count} heads: change '
+        'dims or heads of the model'
+      )
+  if min(depths) < 1:
+    raise UserError(f'depths of the model is {depths}: use 1 or more')
+
+
+def stage_layer_ids(
+  depths: Sequence[int], stem: Sequence[str], between: Sequence[str] = ()
+) -> dict[str, int]:
+  """The layers of a backbone whose blocks are called stage0_block0 and so on.
+
+  Args:
+    depths: blocks of each stage.
+    stem: names of what makes tokens.
+    between: names of what stands between two stages, if anything does; it
+      counts as part of the block after it.
+  """
+  ids = dict.fromkeys(stem, 0)
+  block = 0
+  for i, depth in enumerate(depths):
+    if i and between:
+      ids[between[i - 1]] = block + 1
+    for j in range(depth):
+      block += 1
+      ids[f'stage{i}_block{j}'] = block
+  return ids
