@@ -116,7 +116,7 @@ def attends(logits):
 def grid_of(h, w):
   """Features of one image of which only the grid's shape is read."""
   grid = jnp.zeros((1, h, w, 4))
-  return models.layers.Features(None, grid, (grid,), ())
+  return models.backbone.Features(None, grid, (grid,), ())
 
 
 def test_what_a_class_token_sees_and_tells_does_not_count():

@@ -161,7 +161,7 @@ def test_layers_are_flat_and_without_class_tokens():
   grid = jnp.zeros((2, 1, 2, 2, 3))
   normed = jnp.arange(2 * 5 * 3.0).reshape(2, 1, 5, 3)
   sown = {f'block{i}': {'normed': (normed + i,)} for i in (10, 2)}
-  features = models.layers.Features(None, grid, (grid, grid[..., :1]), ())
+  features = models.backbone.Features(None, grid, (grid, grid[..., :1]), ())
   found = representation.layers(features, sown)
   assert list(found) == ['block2', 'block10', 'output']
   # Their names are in this order too where only shapes are known.

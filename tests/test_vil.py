@@ -512,7 +512,7 @@ def test_a_sharded_batch_needs_no_communication():
     ({'heads': (3, 2, 2)}, '8 channels does not split into 3 heads'),
     ({'mode': 2}, r'mode of the model is 2: use 0'),
     ({'patches': (2, 0, 2)}, 'have to be 1 or more'),
-    ({'depths': (1, 1, 0)}, 'have to be 1 or more'),
+    ({'depths': (1, 1, 0)}, 'use 1 or more'),
     ({'global_tokens': (1, -1, 0)}, '0 or more'),
     ({'image_size': 7}, 'leaves no token in the last stage: use 8 or more'),
     ({'window': 0}, 'window of vil is 0'),

@@ -3,7 +3,7 @@
 MAE-Lite (arXiv 2205.14443), section 4.2: entropy and distance per head; EsViT
 (arXiv 2106.09785), appendix: maps of heads. Read here is what a backbone sows
 as 'attention', `intermediates` as flax returns it, of single images (one
-view): probabilities over all tokens of a view, or models.layers.Windows.
+view): probabilities over all tokens of a view, or models.backbone.Windows.
 
 Axes: B images, W windows, a head, n tokens of a window, h w a map.
 """
