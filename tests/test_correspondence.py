@@ -54,6 +54,17 @@ def test_the_mean_is_over_images_whatever_their_batches():
     assert whole[name] == pytest.approx(mean, rel=1e-5)
 
 
+def test_features_that_are_not_finite_are_left_out_and_counted():
+  grids = np.random.default_rng(0).standard_normal((8, 4, 6, 8))
+  grids[5, 1, 1, 1] = np.nan
+  figures = score(grids, 4)
+  assert figures['images'] == 7 and figures['non_finite'] == 1
+  assert np.isfinite(list(figures.values())).all()
+  grids[:3] = np.inf
+  with pytest.raises(UserError, match='4 of 8'):
+    score(grids, 4)
+
+
 def test_perfect_matches_and_no_images():
   grids = np.random.default_rng(0).standard_normal((3, 4, 4, 8))
   found = correspondence.mean_flip_score(

@@ -23,6 +23,7 @@ from configs.eval import (
 from esvit_jax import bench, evaluate, train
 from esvit_jax.analysis import pictures
 from esvit_jax.errors import UserError
+from esvit_jax.protocols import layers as layers_protocol
 from esvit_jax.protocols import suites
 from esvit_jax.workdir import metrics
 
@@ -224,6 +225,27 @@ def test_layers_of_two_networks(run_dir, tmp_path):
   config.which = 'student'
   figures, _, _ = evaluated(config, tmp_path)
   assert 0 < figures['same_layer'] < 1  # student against teacher
+
+
+def test_an_image_without_finite_features_spoils_no_analysis(
+  run_dir, tmp_path, monkeypatch
+):
+  grams = layers_protocol._grams
+
+  def broken(setup):
+    def of_batch(batch):
+      K = np.array(grams(setup)(batch))
+      K[:, 3] = K[:, :, 3] = np.nan
+      return K
+
+    return of_batch
+
+  monkeypatch.setattr(layers_protocol, '_grams', broken)
+  config = of(layers, run_dir)
+  config.batch_size, config.layers.images = 32, 32
+  figures, _, _ = evaluated(config, tmp_path)
+  assert figures['non_finite'] == 1
+  assert 0 < figures['least'] < 1
 
 
 def test_a_finished_network_is_measured(run_dir, tmp_path, monkeypatch, capsys):

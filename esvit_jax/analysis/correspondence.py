@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esvit_jax.errors import UserError
+from esvit_jax.evals.finite import counted, refuse_many
 from esvit_jax.models.layers import l2_normalize
 
 TOP = 10  # published: only the most similar pairs count
@@ -111,21 +112,26 @@ def mean_flip_score(
     top: how many matches of an image count.
 
   Returns:
-    As `flip_score`, and `images`, how many there were.
+    As `flip_score`, and `images`, how many there were; 'non_finite', how many
+    were left out for features that are not finite, if any.
 
   Raises:
-    UserError: there are no images.
+    UserError: there are no images, or many features are not finite.
   """
   keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
-  scores = []
+  scores, bad = [], 0
   for batch in batches:
     first, second = jax.device_get(grids(batch, keys(key, batch['index'])))
     for row in np.flatnonzero(np.asarray(batch['mask'])):
+      if not (np.isfinite(first[row]).all() and np.isfinite(second[row]).all()):
+        bad += 1
+        continue
       scores.append(flip_score(first[row], second[row], stride, top))
+  refuse_many(bad, bad + len(scores))
   if not scores:
     raise UserError('there are no images to find matches in')
   means = {k: float(np.mean([x[k] for x in scores])) for k in scores[0]}
-  return {**means, 'images': len(scores)}
+  return counted({**means, 'images': len(scores)}, bad)
 
 
 def _positions(index, grid) -> np.ndarray:

@@ -129,7 +129,7 @@ def tolerable(count: int, share: float) -> int:
   A handful is no reason to stop, however small the set; half of it is.
   """
   handful = min(5, count // 4) if share else 0
-  return min(max(int(share * count), handful), count - 1)
+  return max(min(max(int(share * count), handful), count - 1), 0)
 
 
 def require_split(what: str, split: str, splits: Sequence[str]) -> None:

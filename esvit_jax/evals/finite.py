@@ -27,14 +27,25 @@ def finite_rows(x, what: str = 'the') -> np.ndarray:
     for start in range(0, len(rows), ROWS):
       part = np.asarray(array[start : start + ROWS])
       rows[start : start + ROWS] &= np.isfinite(part).all(1)
-  bad, allowed = int((~rows).sum()), tolerable(len(rows), SHARE)
+  refuse_many(int((~rows).sum()), len(rows), what)
+  return rows
+
+
+def refuse_many(bad: int, count: int, what: str = 'the') -> None:
+  """Raises UserError where `bad` of `count` images are too many to leave out.
+
+  Args:
+    bad: images whose features are not finite.
+    count: all images.
+    what: which images they are, for the message.
+  """
+  allowed = tolerable(count, SHARE)
   if bad > allowed:
     raise UserError(
-      f'the features of {bad:,} of {len(rows):,} {what} images are not finite, '
+      f'the features of {bad:,} of {count:,} {what} images are not finite, '
       f'more than the {allowed:,} that may be left out: the network has '
       'diverged, or overflows in its dtype (try float32)'
     )
-  return rows
 
 
 def take(x, rows: np.ndarray):

@@ -2,7 +2,7 @@
 
 import os
 
-from esvit_jax import models, train
+from esvit_jax import train
 from esvit_jax.errors import UserError
 from esvit_jax.protocols.setup import Result, fill_data
 from esvit_jax.weights import loading
@@ -14,7 +14,7 @@ ADDED = ('rel_pos', 'layer_scale', 'qkv_bias')
 
 
 def run(config, directory: str, out) -> Result:
-  """Trains, and gives the accuracy on test images in percent.
+  """Trains, and gives `eval.metric` on the test images in percent.
 
   Raises:
     UserError, Stopped: as train.finish.
@@ -25,7 +25,7 @@ def run(config, directory: str, out) -> Result:
   train.finish(config, directory, out)
   last = metrics.read(os.path.join(directory, 'metrics.jsonl'))[-1]
   # The last epoch's: the best epoch would be chosen by the test images.
-  figures = {'top1': last['accuracy/student']}
+  figures = {config.eval.metric: last['accuracy/student']}
   return Result(directory, config, 'student', figures)
 
 
@@ -46,10 +46,6 @@ def resolved(config):
       config.model.update(
         {k: v for k, v in model.items() if k not in config.model}
       )
-      # Not all backbones have all that a recipe sets: ResNet no init_scale.
-      backbone, _ = models.BACKBONES[config.model.name]
-      for name in set(config.model) - set(backbone.__dataclass_fields__):
-        del config.model[name]
     config.data.channels = weights.about['channels']
     if not config.scratch:
       config.init.checkpoint, config.init.part = path, 'backbone'

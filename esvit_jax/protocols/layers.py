@@ -13,6 +13,7 @@ from esvit_jax.analysis import attention, representation
 from esvit_jax.analysis.plots.attention import heads_png
 from esvit_jax.analysis.plots.layers import heat_map_png
 from esvit_jax.errors import UserError
+from esvit_jax.evals.finite import counted, refuse_many
 from esvit_jax.protocols.setup import Result, Setup, prepare
 from esvit_jax.weights import networks
 
@@ -47,10 +48,14 @@ def _attention(setup: Setup) -> dict | str:
     return attention.per_head(*seen, images.shape[1], c.scale, base)
 
   of_batch = setup.apply(per_head)
-  heads = attention.mean_per_head(
-    (jax.device_get(of_batch(batch)), batch['mask'])
-    for batch in setup.batches(setup.sample(c.images))
-  )
+
+  def stream():
+    for batch in setup.batches(setup.sample(c.images)):
+      heads = jax.device_get(of_batch(batch))
+      finite = [np.isfinite(x).all((1, 2)) for x in heads.values()]
+      yield heads, np.asarray(batch['mask']) & np.all(finite, 0)
+
+  heads = attention.mean_per_head(stream())
   if not heads:
     return 'this backbone sows no attention'
   heads_png(setup.picture('heads'), heads, base)
@@ -63,25 +68,31 @@ def _similarity(setups: list[Setup]) -> dict:
   source = first.sample(first.config.layers.images)
   grams = [_grams(setup) for setup in setups]
 
+  bad = 0
+
   def stream():
+    nonlocal bad
     # The same images for both, each at the size of its network.
     for batches in zip(*(setup.batches(source) for setup in setups)):
       K = [jax.device_get(gram(x)) for gram, x in zip(grams, batches)]
-      yield K[0], K[-1], np.asarray(batches[0]['mask'])
+      mask = np.asarray(batches[0]['mask'])
+      norms = np.concatenate([np.diagonal(x, axis1=1, axis2=2) for x in K])
+      finite = np.isfinite(norms).all(0)
+      bad += int((mask & ~finite).sum())
+      yield K[0], K[-1], mask & finite
 
   similarity = representation.compare(
     stream(), _layer_names(first), _layer_names(last)
   )
+  refuse_many(bad, len(source))
   heat_map_png(
     first.picture('cka'),
     similarity,
     first.config.checkpoint,
     last.config.checkpoint,
   )
-  return {
-    **representation.figures(similarity),
-    'table': representation.table(similarity),
-  }
+  figures = counted(representation.figures(similarity), bad)
+  return {**figures, 'table': representation.table(similarity)}
 
 
 def _grams(setup: Setup):

@@ -11,7 +11,7 @@ import numpy as np
 
 from esvit_jax import augment, data, evals, sharding
 from esvit_jax.errors import UserError
-from esvit_jax.models.backbone import Features
+from esvit_jax.models.backbone import IMAGE_SIZE, Features
 from esvit_jax.weights import loading, networks
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
@@ -161,9 +161,10 @@ def prepare(config, directory: str = '', out=sys.stdout) -> Setup:
   )
   config = config.copy_and_resolve_references()
   if not config.size:
-    model = weights.about['model']
-    config.size = run_config(path).get('eval', {}).get('size') or model.get(
-      'image_size', 224
+    config.size = (
+      run_config(path).get('eval', {}).get('size')
+      or weights.backbone.image_size
+      or IMAGE_SIZE
     )
   fill_data(config.data, path, weights, config.size)
   train, test = data.open_pair(

@@ -76,7 +76,7 @@ def both(config, directory: str, out) -> float:
     [*finished, second], os.path.join(directory, 'report.html')
   )
   print(f'both     {page}', file=out)
-  return figures['top1']
+  return figures[after.eval.metric]
 
 
 def stages(config):

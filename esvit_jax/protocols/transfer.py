@@ -77,10 +77,9 @@ def _score(config, directory: str, name: str, row, out) -> float:
   if config.task == 'finetune':
     place = os.path.join(directory, 'transfer', name)
     figures = finetune.run(config, place, out).figures
-    score = figures['top1']
   else:
     figures = probe.figures(prepare(config, directory, out))
-    score = figures[row.metric]
+  score = figures[row.metric]
   workdir.write_json(
     file, {'score': score, 'figures': figures, 'config': asked}
   )
