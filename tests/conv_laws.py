@@ -22,9 +22,9 @@ from esvit_jax.run import jobs
 from esvit_jax.weights import (
   directory,
   export,
-  families,
   published,
   reading,
+  shapes,
   tables,
 )
 
@@ -88,7 +88,7 @@ def published_is_met(golden_name: str, name: str, table: str) -> None:
   """Features of the published code, sizes of the weights, and back again."""
   golden, entry = golden_weights.load(golden_name)
   state = golden_weights.weights(entry['state_dict'])
-  config = families.infer(state, {})
+  config = shapes.infer(state, {})
   assert config == {'name': name}
   backbone = models.build({**config, 'drop_path': 0.5})
   variables = tables.from_published(

@@ -331,7 +331,7 @@ def test_named_and_own_networks_are_told_by_their_shapes(name, fields):
   variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   state = tables.to_published(variables, families.NAMES[type(module)])
   heads = {'heads': 3} if name == 'vit_tiny' else {}
-  config = families.infer(state, heads)
+  config = shapes.infer(state, heads)
   assert config['name'] == name
   found = models.build({**config, 'drop_path': 0.0})
   assert found == models.build({'name': name, **fields, 'drop_path': 0.0})

@@ -9,7 +9,7 @@ import pytest
 from esvit_jax import models
 from esvit_jax.errors import UserError
 from esvit_jax.models import cvt
-from esvit_jax.weights import families, tables
+from esvit_jax.weights import shapes, tables
 
 CASE = conv_laws.Case(
   {
@@ -150,10 +150,10 @@ def test_heads_are_asked_for():
   _, variables = conv_laws.small(CASE)
   state = tables.to_published(variables, 'cvt')
   with pytest.raises(UserError, match='how many heads') as error:
-    families.infer(state, {})
+    shapes.infer(state, {})
   assert '--model.heads=1,1' in str(error.value)
-  shapes = {'name': 'cvt', 'dims': (8, 16), 'depths': (2, 1), 'heads': (1, 2)}
-  assert families.infer(state, {'heads': (1, 2)}) == shapes
+  config = {'name': 'cvt', 'dims': (8, 16), 'depths': (2, 1), 'heads': (1, 2)}
+  assert shapes.infer(state, {'heads': (1, 2)}) == config
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from esvit_jax import models
 from esvit_jax.errors import UserError
-from esvit_jax.weights import families, tables
+from esvit_jax.weights import shapes, tables
 
 CASE = conv_laws.Case(
   {'name': 'resnet', 'depths': (2, 1), 'width': 8},
@@ -75,10 +75,10 @@ def test_any_size_goes(side):
 def test_other_networks_are_refused_or_told():
   _, variables = conv_laws.small(CASE)
   state = tables.to_published(variables, 'resnet')
-  assert families.infer(state, {}) == CASE.small
+  assert shapes.infer(state, {}) == CASE.small
   basic = {k: v for k, v in state.items() if 'conv3' not in k}
   with pytest.raises(UserError, match='only those of bottlenecks'):
-    families.infer(basic, {})
+    shapes.infer(basic, {})
 
 
 @pytest.mark.parametrize(

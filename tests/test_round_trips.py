@@ -31,6 +31,7 @@ from esvit_jax.weights import (
   networks,
   published,
   reading,
+  shapes,
   writing,
 )
 from esvit_jax.weights.networks import Weights
@@ -578,3 +579,13 @@ def test_a_description_of_wrong_types_is_refused(tmp_path, about):
   with pytest.raises(UserError, match='description of the arch') as error:
     loading.load(path)
   assert path in str(error.value)
+
+
+def test_a_name_leaves_the_rest_to_the_shapes():
+  arrays = mae_sit('vit_tiny_gap')
+  config = shapes.infer(arrays, {'name': 'deit_tiny', 'image_size': 224})
+  assert models.build(config).final_norm is False
+  assert models.build(config).heads == 3
+  config = shapes.infer(mae_sit('mae_tiny'), {'name': 'vit_tiny'})
+  built = models.build(config)
+  assert (built.heads, built.positions, built.pool) == (3, 'mae', 'mean')

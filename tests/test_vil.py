@@ -161,7 +161,7 @@ def test_architectures_are_told_by_their_shapes(config):
   shapes = models.abstract_variables(module)
   variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   state = tables.to_published(variables, families.NAMES[type(module)])
-  found = families.infer(state, {})
+  found = shapes.infer(state, {})
   assert found['name'] == config['name']
   found = models.build({**found, 'drop_path': 0.0})
   again = models.abstract_variables(found)

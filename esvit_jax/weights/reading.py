@@ -15,6 +15,7 @@ from esvit_jax.weights import (
   masks,
   parts,
   published,
+  shapes,
   tables,
 )
 from esvit_jax.weights.accounting import Account, Allowed, Part
@@ -136,10 +137,11 @@ def _weights(file, networks, about, account, batches) -> Weights:
 
 def _config(arrays, fields, file, notes) -> dict:
   """The config of the backbone, and notes on where it comes from."""
-  if 'name' in fields:
-    source, config = 'as asked for', fields
-  elif file.about is not None:
-    source, config = 'its own description', {**file.about['model'], **fields}
+  if file.about is not None:
+    source, config = 'its own description', file.about['model']
+    for k, v in fields.items():
+      if config.get(k) != v:
+        raise UserError(f'says itself that its {k} is {config.get(k)}, not {v}')
   else:
     known = _evidence(arrays, file, notes)
     notes += [
@@ -147,9 +149,9 @@ def _config(arrays, fields, file, notes) -> dict:
       for k, v in known.items()
       if fields.get(k, v) != v
     ]
-    source = 'inferred from the shapes'
+    source = 'as asked for' if 'name' in fields else 'inferred from the shapes'
     backbone = parts.split(arrays)['backbone']
-    config = families.infer(backbone, {**known, **fields})
+    config = shapes.infer(backbone, {**known, **fields})
   settings = [
     f'{k} {v}'
     for k, v in config.items()

@@ -1,0 +1,296 @@
+"""Which architecture published arrays are of, by their keys and shapes.
+
+What these do not say is asked for, never guessed.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from esvit_jax import models
+from esvit_jax.errors import UserError
+from esvit_jax.models.positions import mae_table, moco_table
+from esvit_jax.models.windows import stage_window
+from esvit_jax.weights.families import KEYS, NAMES, OpenError, ask, of_keys
+
+# Parts of keys by which other libraries' names are known.
+_FOREIGN = {
+  'Hugging Face': ('encoder.layer.', 'embeddings.', 'embedder.'),
+  'torchvision': ('encoder.layers.encoder_layer_', 'features.0.', 'conv_proj.'),
+}
+_TABLES = {'mae': (mae_table, 'mean'), 'moco': (moco_table, 'cls')}
+
+
+def infer(backbone: Mapping[str, np.ndarray], fields: Mapping) -> dict:
+  """The config of a backbone, for models.build.
+
+  Args:
+    backbone: arrays by published key, without prefixes.
+    fields: what is known of it otherwise; the rest is read off the shapes.
+
+  Raises:
+    UserError: the keys are of no architecture known, or leave a choice.
+  """
+  name = of_keys(backbone)
+  if 'name' in fields:
+    return _as_named(backbone, fields, name)
+  if name is None:
+    raise UserError(_unknown(list(backbone)))
+  infer_family = {
+    'swin': _swin,
+    'vil': _vil,
+    'vit': _vit,
+    'cvt': _cvt,
+    'resnet': _resnet,
+  }[name]
+  try:
+    return infer_family(backbone, fields)
+  except UserError:
+    raise
+  except KeyError as e:
+    raise UserError(f'looks like {name}, but lacks {e.args[0]}') from None
+  except (IndexError, ValueError, TypeError) as e:
+    raise UserError(f'looks like {name}, but with other shapes ({e})') from None
+
+
+def _as_named(backbone: Mapping, fields: Mapping, family: str | None) -> dict:
+  """What the name in `fields` leaves open is read off the shapes."""
+  module, defaults = models.BACKBONES.get(fields['name'], (None, {}))
+  if family is None or NAMES.get(module) != family:
+    return dict(fields)
+  others = {k: v for k, v in fields.items() if k != 'name'}
+  try:
+    config = infer(backbone, {**defaults, **others})
+  except OpenError:
+    raise
+  except UserError:  # a list of what is missing says more
+    return dict(fields)
+  config = {**models.BACKBONES[config['name']][1], **config}
+  config = {k: v for k, v in config.items() if defaults.get(k, ...) != v}
+  return config | {'name': fields['name']}
+
+
+def _unknown(keys: list[str]) -> str:
+  text = f'its {len(keys)} arrays, such as {", ".join(keys[:3])}, '
+  for library, marks in _FOREIGN.items():
+    if any(mark in key for key in keys for mark in marks):
+      return (
+        f'{text}have the names that {library} gives them: read are those of '
+        'EsViT, DINO, MoCo, MAE, SiT and timm; take the file as its authors '
+        'published it'
+      )
+  return f'{text}are of no backbone known ({", ".join(KEYS)})'
+
+
+def _swin(arrays: Mapping, fields: Mapping) -> dict:
+  shape = {'dims': [], 'depths': [], 'heads': []}
+  windows = []
+  while f'layers.{len(windows)}.blocks.0.norm1.weight' in arrays:
+    layer = f'layers.{len(windows)}.blocks'
+    shape['dims'].append(arrays[f'{layer}.0.norm1.weight'].shape[0])
+    shape['depths'].append(_count(arrays, layer))
+    table = arrays[f'{layer}.0.attn.relative_position_bias_table'].shape
+    shape['heads'].append(table[1])
+    windows.append((round(table[0] ** 0.5) + 1) // 2)
+  config = {
+    **{k: tuple(v) for k, v in shape.items()},
+    'patch': arrays['patch_embed.proj.weight'].shape[2],
+    'window': max(windows),
+    **fields,
+  }
+  if 'image_size' not in config:
+    config['image_size'] = _swin_image_size(config, windows)
+  elif (built := _windows(config, config['image_size'])) != windows:
+    raise UserError(
+      f'its windows are {windows}, not {built} as of '
+      f'{config["image_size"]} px images'
+    )
+  return _named('swin', config)
+
+
+def _windows(config: Mapping, image_size: int) -> list[int]:
+  """The window of each stage, in tokens."""
+  patch, window = config['patch'], config['window']
+  return [
+    stage_window(image_size, patch, window, i)[0]
+    for i in range(len(config['depths']))
+  ]
+
+
+def _swin_image_size(config: Mapping, windows: list[int]) -> int:
+  """224, as every published Swin of EsViT, if it gives these windows."""
+  if _windows(config, 224) == windows:
+    return 224
+  sizes = [
+    size
+    for size in range(config['patch'], 2049, config['patch'])
+    if _windows(config, size) == windows
+  ]
+  if not sizes:
+    raise UserError(
+      f'its windows are {windows}, which no image size gives here: maps of odd '
+      'sides are rounded up, as they are when images are seen'
+    )
+  raise ask(
+    f'its windows are {windows}, not those of 224 px images; it was made for '
+    f'{sizes[0]} px or more, up to {sizes[-1]}',
+    'image_size',
+    sizes[0],
+  )
+
+
+def _vil(arrays: Mapping, fields: Mapping) -> dict:
+  keys = ('dims', 'depths', 'heads', 'sparse', 'global_tokens', 'patches')
+  shape = {k: [] for k in keys}
+  windows, sizes, scale, stage = set(), {}, 1, 1
+  while f'layer{stage}.0.proj.weight' in arrays:
+    layer = f'layer{stage}'
+    dim, _, patch, _ = arrays[f'{layer}.0.proj.weight'].shape
+    rows, heads = arrays[
+      f'{layer}.1.attn.local_relative_position_bias_table'
+    ].shape
+    sparse = f'{layer}.1.attn.query.weight' in arrays
+    no_tokens = np.zeros((1, 0, dim))
+    tokens = arrays.get(f'{layer}.0.cls_token', no_tokens).shape[1]
+    depth = 0
+    while f'{layer}.{2 * depth + 1}.norm.weight' in arrays:
+      depth += 1
+    for k, v in zip(keys, (dim, depth, heads, sparse, tokens, patch)):
+      shape[k].append(v)
+    scale *= patch
+    side = round(rows**0.5) + 1
+    if sparse:
+      windows.add(side // 4)
+    else:
+      sizes[scale] = side // 2
+    stage += 1
+  if len(windows) > 1:
+    raise UserError(f'its stages have chunks of {sorted(windows)} tokens')
+  config = {k: tuple(v) for k, v in shape.items()}
+  if windows:
+    config['window'] = windows.pop()
+  if sizes:
+    # The least size that gives these maps, if there are others.
+    config['image_size'] = max(s * side for s, side in sizes.items())
+  return _named('vil', {**config, **fields})
+
+
+def _vit(arrays: Mapping, fields: Mapping) -> dict:
+  _, tokens, dim = arrays['pos_embed'].shape
+  patch = arrays['patch_embed.proj.weight'].shape[2]
+  side = round((tokens - 1) ** 0.5)
+  config = {
+    'dim': dim,
+    'depth': _count(arrays, 'blocks'),
+    'patch': patch,
+    'image_size': side * patch,
+    'positions': 'learned',
+    **_vit_options(arrays),
+  }
+  for kind, (table, pool) in _TABLES.items():
+    # Tables that never trained tell whose network it is.
+    if np.allclose(arrays['pos_embed'], table(dim, side), atol=1e-6):
+      config |= {'positions': kind, 'pool': pool}
+  config |= fields
+  if 'heads' not in config:
+    config['heads'] = _vit_heads(config)
+  return _named('vit', config)
+
+
+def _vit_options(arrays: Mapping) -> dict:
+  """What fine-tuned ViTs may have, or lack."""
+  options = {}
+  table = arrays.get('blocks.0.attn.relative_position_bias_table')
+  if table is not None:
+    options |= {'rel_pos': True, 'heads': table.shape[1]}
+  if 'blocks.0.gamma_1' in arrays:
+    options['layer_scale'] = 0.1
+  if 'blocks.0.attn.q_bias' in arrays:
+    options['qkv_bias'] = 'qv'
+  if 'norm.weight' not in arrays:
+    options['final_norm'] = False
+  return options
+
+
+def _vit_heads(config: Mapping) -> int:
+  """The heads of all published ViTs of this size, if they agree.
+
+  A table of positions that has been trained may have started as any.
+  """
+  names = {}
+  for name, (module, defaults) in models.BACKBONES.items():
+    positions = defaults.get('positions', 'learned')
+    if (
+      module is models.ViT
+      and all(defaults.get(k) == config[k] for k in ('dim', 'depth'))
+      and config['positions'] in ('learned', positions)
+    ):
+      names.setdefault(defaults['heads'], []).append(name)
+  if len(names) == 1:
+    return next(iter(names))
+  fact = f'a ViT of {config["depth"]} blocks of {config["dim"]} channels'
+  if not names:
+    raise ask(f'{fact}: its shapes do not say how many heads it has', 'heads')
+  choices = ' or '.join(f'{n} ({", ".join(x)})' for n, x in names.items())
+  raise ask(
+    f'{fact} has {choices} heads, and its arrays do not say which',
+    'heads',
+    '|'.join(map(str, names)),
+  )
+
+
+def _cvt(arrays: Mapping, fields: Mapping) -> dict:
+  dims, depths = [], []
+  while f'stage{len(dims)}.0.proj.weight' in arrays:
+    stage = f'stage{len(dims)}'
+    dims.append(arrays[f'{stage}.0.proj.weight'].shape[0])
+    depths.append(_count(arrays, f'{stage}.1.layers', '0.norm.weight'))
+  config = _named(
+    'cvt', {'dims': tuple(dims), 'depths': tuple(depths), **fields}
+  )
+  if config['name'] == 'cvt' and 'heads' not in config:
+    raise ask(
+      f'a CvT of {depths} blocks of {dims} channels: its shapes do not say how '
+      'many heads it has',
+      'heads',
+      ','.join('1' * len(dims)),
+    )
+  return config
+
+
+def _resnet(arrays: Mapping, fields: Mapping) -> dict:
+  if 'layer1.0.conv3.weight' not in arrays:
+    raise UserError(
+      'a ResNet of blocks of two convolutions, such as ResNet-18: only those '
+      'of bottlenecks, such as resnet50, are known'
+    )
+  depths = []
+  while f'layer{len(depths) + 1}.0.conv1.weight' in arrays:
+    layer = f'layer{len(depths) + 1}'
+    depths.append(_count(arrays, layer, 'conv1.weight'))
+  width = arrays['conv1.weight'].shape[0]
+  return _named('resnet', {'depths': tuple(depths), 'width': width, **fields})
+
+
+def _count(arrays: Mapping, layer: str, key: str = 'norm1.weight') -> int:
+  count = 0
+  while f'{layer}.{count}.{key}' in arrays:
+    count += 1
+  return count
+
+
+def _named(family: str, config: Mapping) -> dict:
+  """`config` under the name that already says most of it."""
+  for name, (module, defaults) in models.BACKBONES.items():
+    if NAMES.get(module) != family or name == family:
+      continue
+    known = {f.name: f.default for f in dataclasses.fields(module)} | defaults
+    sizes = ('dims', 'depths', 'heads', 'dim', 'depth', 'positions')
+    defaults = known | defaults if family == 'vit' else defaults
+    if all(config.get(k, v) == v for k, v in defaults.items() if k in sizes):
+      return {
+        'name': name,
+        **{k: v for k, v in config.items() if known.get(k, ...) != v},
+      }
+  return {'name': family, **config}
