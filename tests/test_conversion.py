@@ -34,6 +34,7 @@ from esvit_jax.weights import (
   parts,
   published,
   reading,
+  shapes,
   tables,
   writing,
 )
@@ -49,8 +50,8 @@ def head(width: int, seed: int = 0, use_bn: bool = False) -> dict:
   """A published head of DINO."""
   module = DINOHead(K, hidden=12, bottleneck=8, use_bn=use_bn)
   x = jax.ShapeDtypeStruct((2, width), 'float32')
-  shapes = jax.eval_shape(module.init, jax.random.key(0), x)
-  variables = golden_weights.random_variables(shapes, seed)
+  abstract = jax.eval_shape(module.init, jax.random.key(0), x)
+  variables = golden_weights.random_variables(abstract, seed)
   table = 'dino_head_bn' if use_bn else 'dino_head'
   return tables.to_published(variables, table)
 
@@ -73,8 +74,8 @@ def swin() -> dict:
 
 def vit() -> dict:
   module = models.build({'name': 'vit', **VIT})
-  shapes = models.abstract_variables(module)
-  return tables.to_published(golden_weights.random_variables(shapes), 'vit')
+  abstract = models.abstract_variables(module)
+  return tables.to_published(golden_weights.random_variables(abstract), 'vit')
 
 
 def tensors(arrays: dict, prefix: str = '') -> dict:
@@ -327,8 +328,8 @@ def test_moco_has_two_networks_and_a_rest(tmp_path):
 )
 def test_named_and_own_networks_are_told_by_their_shapes(name, fields):
   module = models.build({'name': name, **fields})
-  shapes = models.abstract_variables(module)
-  variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  abstract = models.abstract_variables(module)
+  variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
   state = tables.to_published(variables, families.NAMES[type(module)])
   heads = {'heads': 3} if name == 'vit_tiny' else {}
   config = shapes.infer(state, heads)

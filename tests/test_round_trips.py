@@ -254,8 +254,8 @@ def classifier(name: str, pool: str, **fields) -> Weights:
   backbone = models.build({'name': name, 'drop_path': 0.0, **fields})
   network = Classifier(backbone, 7, pool)
   image = jax.ShapeDtypeStruct((1, 224, 224, 3), 'float32')
-  shapes = jax.eval_shape(network.init, jax.random.key(0), image)
-  variables = {'batch_stats': {}} | golden_weights.random_variables(shapes)
+  abstract = jax.eval_shape(network.init, jax.random.key(0), image)
+  variables = {'batch_stats': {}} | golden_weights.random_variables(abstract)
   about = {'model': {'name': name, **fields}, 'channels': 3}
   return Weights(about, {'student': variables}, {}, 'student')
 
@@ -498,8 +498,8 @@ class Toy(nn.Module):
 def test_a_backbone_of_ones_own_goes_out_and_back(tmp_path, monkeypatch):
   monkeypatch.setitem(models.BACKBONES, 'toy', (Toy, {}))
   image = jax.ShapeDtypeStruct((1, 1, 224, 224, 3), 'float32')
-  shapes = jax.eval_shape(Toy().init, jax.random.key(0), (image,))
-  backbone = golden_weights.random_variables(shapes)['params']
+  abstract = jax.eval_shape(Toy().init, jax.random.key(0), (image,))
+  backbone = golden_weights.random_variables(abstract)['params']
   params = {'backbone': backbone, 'head': {'kernel': np.ones((8, 7), 'f4')}}
   network = {'params': params, 'batch_stats': {}}
   about = {'model': {'name': 'toy', 'dim': 8}, 'channels': 3}
@@ -589,3 +589,13 @@ def test_a_name_leaves_the_rest_to_the_shapes():
   config = shapes.infer(mae_sit('mae_tiny'), {'name': 'vit_tiny'})
   built = models.build(config)
   assert (built.heads, built.positions, built.pool) == (3, 'mae', 'mean')
+
+
+def test_a_directory_of_another_network_is_refused(tmp_path):
+  """Such as of a version whose arrays had other names."""
+  weights = classifier('deit_tiny', 'cls')
+  backbone = weights.networks['student']['params']['backbone']
+  backbone['embedding'] = backbone.pop('patch_embed')
+  directory.write(str(tmp_path / 'run'), weights, 'a.pth')
+  with pytest.raises(UserError, match='4 arrays are not those of its model'):
+    loading.load(tmp_path / 'run')

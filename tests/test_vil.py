@@ -17,7 +17,7 @@ from esvit_jax import data, models, sharding
 from esvit_jax.errors import UserError
 from esvit_jax.models import chunks, longformer
 from esvit_jax.run import jobs
-from esvit_jax.weights import architecture, export, families, tables
+from esvit_jax.weights import architecture, export, families, shapes, tables
 from esvit_jax.weights.networks import Weights
 
 KEY = jax.random.key(0)
@@ -158,15 +158,15 @@ def test_second_names_are_those_of_the_published_code():
 )
 def test_architectures_are_told_by_their_shapes(config):
   module = models.build({**config, 'drop_path': 0.0})
-  shapes = models.abstract_variables(module)
-  variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  abstract = models.abstract_variables(module)
+  variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
   state = tables.to_published(variables, families.NAMES[type(module)])
   found = shapes.infer(state, {})
   assert found['name'] == config['name']
   found = models.build({**found, 'drop_path': 0.0})
   again = models.abstract_variables(found)
   assert jax.tree.map(lambda x: x.shape, again) == jax.tree.map(
-    lambda x: x.shape, shapes
+    lambda x: x.shape, abstract
   )
   sides = [
     [size // np.prod(module.patches[: i + 1]) for i in range(3)]
@@ -205,8 +205,8 @@ def test_chunks_come_back_as_maps():
   pieces = [chunks.to_chunks(x, 3) for x in maps]
   assert [x.shape for x in pieces] == [(2, 3, 3, 2, 9, 4), (2, 1, 1, 3, 9, 4)]
   row = jnp.concatenate([x.reshape(2, -1, 9, 4) for x in pieces], 1)
-  shapes = [x.shape[1:4] for x in maps]
-  for x, y, piece in zip(maps, chunks.split(row, shapes, 3), pieces):
+  abstract = [x.shape[1:4] for x in maps]
+  for x, y, piece in zip(maps, chunks.split(row, abstract, 3), pieces):
     np.testing.assert_array_equal(x, y)
     np.testing.assert_array_equal(x, chunks.from_chunks(piece, x.shape[2:4]))
 
@@ -245,10 +245,10 @@ def attention(mode: int = 0):
   )
   T = sum(V * (GLOBAL + h * w) for V, h, w in SHAPES)
   tokens = jax.random.normal(KEY, (3, T, 8))
-  shapes = jax.eval_shape(
+  abstract = jax.eval_shape(
     functools.partial(module.init, shapes=SHAPES, train=False), KEY, tokens
   )
-  params = golden_weights.random_variables(shapes)
+  params = golden_weights.random_variables(abstract)
   return module, params, tokens
 
 
@@ -352,8 +352,8 @@ def test_biases_of_other_sizes_are_resized_as_an_image():
 def small(channels: int = 3, **overrides):
   """A backbone and random weights for it."""
   backbone = models.build({**SMALL, **overrides})
-  shapes = models.abstract_variables(backbone, channels)
-  return backbone, golden_weights.random_variables(shapes)
+  abstract = models.abstract_variables(backbone, channels)
+  return backbone, golden_weights.random_variables(abstract)
 
 
 def random_groups(B=2, channels=3):

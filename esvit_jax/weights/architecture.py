@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
 from esvit_jax import models
 from esvit_jax.errors import UserError
+from esvit_jax.models.backbone import IMAGE_SIZE
 from esvit_jax.models.heads import DINOHead
-from esvit_jax.weights import families
+from esvit_jax.weights import accounting, families
 
 HEAD_FIELDS = ('out_dim', 'hidden', 'bottleneck', 'layers', 'use_bn')
 # Larger than any published value; larger ones ask for hours or terabytes.
@@ -84,9 +86,29 @@ def head(arrays: Mapping[str, np.ndarray]) -> dict:
     raise UserError('is no head of DINO: its shapes do not fit') from None
 
 
+def differences(
+  variables: Mapping, module: nn.Module, channels: int
+) -> list[str]:
+  """Paths of arrays that a backbone lacks, or that are none of its own.
+
+  Args:
+    variables: {'params', 'batch_stats'} of a backbone.
+    module: what they are to fit.
+    channels: of its images.
+  """
+  init = backbone_init(module, channels)
+  like = accounting.shapes('backbone', init)
+  expected, given = (
+    {k: x.shape for k, x in traverse_util.flatten_dict(tree, sep='/').items()}
+    for tree in (like, variables)
+  )
+  paths = expected.keys() | given.keys()
+  return sorted(k for k in paths if expected.get(k) != given.get(k))
+
+
 def backbone_init(module: nn.Module, channels: int) -> Callable:
   """key -> fresh variables."""
-  side = module.image_size or 224
+  side = module.image_size or IMAGE_SIZE
   image = jnp.zeros((1, 1, side, side, channels))
   return lambda key: module.init(key, (image,))
 

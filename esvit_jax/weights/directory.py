@@ -15,8 +15,9 @@ from esvit_jax.errors import UserError
 from esvit_jax.state import TrainState
 from esvit_jax.weights import architecture
 from esvit_jax.weights.handover import AUTO, NETWORKS, handed_on
-from esvit_jax.weights.networks import Weights
+from esvit_jax.weights.networks import POOLED_NORM, Weights
 from esvit_jax.weights.place import check_free, unfinished
+from esvit_jax.weights.tables import listed
 from esvit_jax.workdir import checkpoint, write_json
 
 # Parts that training has and no finished network: tasks that SiT may add, and
@@ -61,7 +62,18 @@ def read(path: str, which: str = 'both') -> Weights:
   centres = {k: v for k, v in parts['extra'].items() if k.startswith('center')}
   about = _about(path, config, networks)
   best = handed_on(networks, best)
-  return Weights(about, networks, centres, best, tuple(notes))
+  weights = Weights(about, networks, centres, best, tuple(notes))
+  differ = architecture.differences(
+    {k: v for k, v in weights.variables().items() if k != POOLED_NORM},
+    weights.backbone,
+    about['channels'],
+  )
+  if differ:
+    raise UserError(
+      f'{path}: {listed("arrays are not those of its model", differ)}; a '
+      'checkpoint of an older version is exported by that version'
+    )
+  return weights
 
 
 def write(path: str, weights: Weights, source: str) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from esvit_jax.errors import UserError
 from esvit_jax.models import Swin
-from esvit_jax.models.swin import MASKED, stage_window, window_parts
+from esvit_jax.models.swin import MASKED
+from esvit_jax.models.windows import stage_window, window_parts
 from esvit_jax.weights import families
 from esvit_jax.weights.tables import Arrays
 

@@ -269,27 +269,13 @@ def _from_own(file, networks, account) -> Weights:
   model = file.about['model']
   module = architecture.build(model, next(iter(networks.values())))
   about = {k: v for k, v in file.about.items() if k in ABOUT}
-  init = architecture.backbone_init(module, about['channels'])
-  like = {
-    f'{collection}/backbone/{path}': x
-    for collection, tree in accounting.shapes('backbone', init).items()
-    for path, x in traverse_util.flatten_dict(tree, sep='/').items()
-  }
   result = {}
   for name, arrays in networks.items():
-    differ = [
-      k
-      for k, x in like.items()
-      if k not in arrays or arrays[k].shape != x.shape
-    ]
-    strange = [
-      k for k in arrays if k.split('/')[1:2] == ['backbone'] and k not in like
-    ]
-    if differ or strange:
-      raise UserError(
-        f'{name}: {tables.listed("not of its model", differ + strange)}'
-      )
     tree = traverse_util.unflatten_dict(arrays, sep='/')
+    backbone = {k: v['backbone'] for k, v in tree.items() if 'backbone' in v}
+    differ = architecture.differences(backbone, module, about['channels'])
+    if differ:
+      raise UserError(f'{name}: {tables.listed("not of its model", differ)}')
     result[name] = {'params': {}, 'batch_stats': {}, **tree}
   account.notes.append(f'architecture: {model["name"]}, its own description')
   return _weights(file, result, about, account, {})
