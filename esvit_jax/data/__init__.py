@@ -20,6 +20,7 @@ from esvit_jax.data.segmentation import zero_is_void
 from esvit_jax.data.source import Source, spread
 from esvit_jax.data.subset import hold_out, labels, sample, subsample, subset
 from esvit_jax.data.survey import survey
+from esvit_jax.data.videos import Video, open_videos
 from esvit_jax.errors import UserError
 
 # Each builder takes (place, split, data_dir, canvas, channels), where `place`
@@ -42,6 +43,7 @@ __all__ = [
   'Feed',
   'Pipeline',
   'Source',
+  'Video',
   'balanced',
   'center_cropped',
   'enlarged',
@@ -50,6 +52,7 @@ __all__ = [
   'labels',
   'open_pair',
   'open_source',
+  'open_videos',
   'sample',
   'spread',
   'subsample',

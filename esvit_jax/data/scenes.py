@@ -62,8 +62,7 @@ def open_split(
   """
   del data_dir
   require_split('scenes', split, tuple(COUNTS))
-  if place and not place.isdigit():
-    raise UserError(f"scenes:{place}: give a seed, such as 'scenes:1'")
+  seed = checked_seed(place)
   size = canvas or (SIDE, SIDE)
   largest = round(28 * FACTOR[1])
   if min(size) < largest:
@@ -75,7 +74,7 @@ def open_split(
 
   @functools.lru_cache(maxsize=64)
   def scene(i):
-    rng = np.random.default_rng([int(place or 0), number, i])
+    rng = np.random.default_rng([seed, number, i])
     return compose(rng, garments, size)
 
   return Source(
@@ -91,6 +90,13 @@ def open_split(
       (GROUND, *garments.classes), lambda i: scene(i)[1]
     ),
   )
+
+
+def checked_seed(place: str) -> int:
+  """The seed of 'scenes:SEED', 0 of 'scenes'."""
+  if place and not place.isdigit():
+    raise UserError(f"scenes:{place}: give a seed, such as 'scenes:1'")
+  return int(place or 0)
 
 
 def compose(

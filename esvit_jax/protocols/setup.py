@@ -145,6 +145,26 @@ def prepare(config, directory: str = '', out=sys.stdout) -> Setup:
   Raises:
     UserError: the network or the images cannot be used.
   """
+  setup = without_images(config, directory)
+  c = setup.config
+  train, test = data.open_pair(
+    c.data.to_dict() | {'channels': setup.weights.about['channels']}
+  )
+  train = data.subsample(
+    train, c.data.label_fraction, c.data.labels_per_class, c.seed
+  )
+  note = data.enlarged(data.center_cropped(test or train, c.size))
+  if note:
+    print(note, file=out)
+  return setup._replace(train=train, test=test)
+
+
+def without_images(config, directory: str = '') -> Setup:
+  """`prepare` for what opens its images itself: train and test are None.
+
+  Raises:
+    UserError: the network cannot be used.
+  """
   path = config.checkpoint
   if path and not os.path.exists(path):
     raise UserError(f'--config.checkpoint={path}: there is no such file')
@@ -167,18 +187,8 @@ def prepare(config, directory: str = '', out=sys.stdout) -> Setup:
       or IMAGE_SIZE
     )
   fill_data(config.data, path, weights, config.size)
-  train, test = data.open_pair(
-    config.data.to_dict() | {'channels': weights.about['channels']}
-  )
-  train = data.subsample(
-    train, config.data.label_fraction, config.data.labels_per_class, config.seed
-  )
-  note = data.enlarged(data.center_cropped(test or train, config.size))
-  if note:
-    print(note, file=out)
-  mesh = sharding.mesh()
   network = weights.handed_on
-  return Setup(config, weights, network, mesh, train, test, directory)
+  return Setup(config, weights, network, sharding.mesh(), None, None, directory)
 
 
 def fill_data(section, path: str, weights, size: int) -> None:

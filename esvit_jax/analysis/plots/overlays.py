@@ -53,6 +53,33 @@ def segmentation_png(
   images_lib.save(figure, path)
 
 
+def clip_png(
+  path: str, frames: np.ndarray, objects: Mapping[str, np.ndarray]
+) -> None:
+  """Draws frames from left to right, and below them the objects in each.
+
+  Args:
+    path: of the picture.
+    frames: in 0..1, f32[T, H, W, 1 or 3].
+    objects: row -> objects u8[T, H, W], 0 the ground.
+  """
+  count = 1 + max(int(x.max()) for x in objects.values())
+  colors = palette(count)
+  strips = {'frames': frames}
+  strips |= {name: colored(frames, x, colors) for name, x in objects.items()}
+  height, width = frames.shape[1:3]
+  side = 1.4
+  figure = images_lib.figure(
+    side * len(frames), (side * height / width + 0.2) * len(strips), pad=0.02
+  )
+  axes = figure.subplots(len(strips), len(frames), squeeze=False)
+  for row, (name, strip) in zip(axes, strips.items()):
+    row[0].set_title(name, fontsize=9, color=images_lib.INK)
+    for ax, frame in zip(row, strip):
+      images_lib.draw(ax, frame)
+  images_lib.save(figure, path)
+
+
 def colored(
   images: np.ndarray, labels: np.ndarray, colors: np.ndarray
 ) -> np.ndarray:

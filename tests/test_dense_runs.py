@@ -1,15 +1,16 @@
-"""Frozen segmentation of a tiny run."""
+"""Frozen segmentation and label propagation of a tiny run."""
 
 import io
 import json
 
 import numpy as np
 import pytest
+from davis import write_davis
 from PIL import Image
 from runs import tiny
 
-from configs.eval import segmentation
-from esvit_jax import evaluate, train
+from configs.eval import propagation, segmentation
+from esvit_jax import data, evaluate, train
 from esvit_jax.errors import UserError
 
 
@@ -87,3 +88,38 @@ def test_it_takes_masks_and_a_test_split(run_dir, tmp_path):
   config = config_of(run_dir, test_split='')
   with pytest.raises(UserError, match='no test split'):
     evaluate.run(config, str(tmp_path), io.StringIO())
+
+
+def squares() -> data.Video:
+  """Two striped squares that cross dark ground by whole tokens."""
+  frames = np.full((6, 64, 96, 1), 20, np.uint8)
+  stripes = np.where(np.arange(16) % 4 < 2, 240, 20)[:, None] * np.ones(16)
+  objects = np.zeros((6, 64, 96), np.uint8)
+  for t in range(6):
+    for k, (top, look) in enumerate(((8, stripes), (40, stripes.T)), 1):
+      rows, columns = slice(top, top + 16), slice(8 + 8 * t, 24 + 8 * t)
+      frames[t, rows, columns, 0], objects[t, rows, columns] = look, k
+  noise = np.random.default_rng(0).integers(0, 12, frames.shape)
+  return data.Video('squares', frames + noise.astype(np.uint8), objects)
+
+
+def test_what_looks_alike_is_followed(run_dir, tmp_path):
+  out = io.StringIO()
+  write_davis(tmp_path / 'davis', [squares()])
+  config = propagation.get_config('davis')
+  config.checkpoint = run_dir
+  config.data.source = f'davis:{tmp_path / "davis"}'
+  config.size, config.propagation.multiple = 64, 32
+  figures = evaluate.run(config, str(tmp_path / 'x'), out)
+  raw = {
+    r['features']: r for r in figures['table'] if r['network'] == 'raw patches'
+  }
+  assert set(raw) == {'4 px', '8 px', 'all'}
+  assert raw['4 px']['J'] > 80 and raw['4 px']['F'] > 80
+  assert figures['videos'] == 1 and figures['objects'] == 2
+  assert figures['JF'] == (figures['J'] + figures['F']) / 2
+  assert 'DAVIS 2017 val, 1 of 1' in out.getvalue()
+  assert 'DINO B/8' in out.getvalue()
+  assert (tmp_path / 'x' / 'pictures' / 'propagation.png').exists()
+  written = json.loads((tmp_path / 'x/eval/propagation.json').read_text())
+  assert written['figures'] == figures
