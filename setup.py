@@ -24,6 +24,7 @@ setup(
     'einops',
     'flax>=0.12',
     'grain>=0.2.18',
+    'imagecodecs',
     'jax>=0.10.2',
     'jinja2',
     'matplotlib',
@@ -36,12 +37,14 @@ setup(
     'safetensors',
     'scipy',
     'simplejpeg',
+    'tifffile',
     'tensorflow-datasets>=4.9.10',
   ],
   extras_require={
+    'heic': ['pillow-heif'],
     'gpu': ['jax[cuda13]>=0.10.2'],
     'tpu': ['jax[tpu]>=0.10.2'],
     'tensorboard': ['tensorflow', 'tensorboard'],
-    'dev': ['pytest', 'pytest-xdist', 'ruff', 'scikit-learn'],
+    'dev': ['pillow-heif', 'pytest', 'pytest-xdist', 'ruff', 'scikit-learn'],
   },
 )

@@ -21,7 +21,9 @@ def base() -> ConfigDict:
   c.data.label_fraction = 1.0  # train on this share of each class
   c.data.labels_per_class = 0  # or on this many images of each; 0: all
   c.data.data_dir = ''  # where tfds keeps its sets; '' is tfds' default
-  c.data.channels = 3
+  c.data.channels = 3  # or 1 (grey), or the number of bands
+  c.data.value_range = ()  # of deep images: what becomes black and white
+  c.data.exif_orientation = True  # turns the photographs of folders upright
   c.data.canvas = 512  # longest side kept when decoding, pixels; 0: as it is
   c.data.workers = 8  # decoding threads
   c.data.max_unreadable = 0.01  # share of unreadable images that stops the run
@@ -211,6 +213,8 @@ def evaluation(task: str) -> ConfigDict:
   c.data.canvas = -1
   c.data.workers = 8
   c.data.max_unreadable = 0.01
+  c.data.value_range = ()
+  c.data.exif_orientation = True
   c.data.mean = ()
   c.data.std = ()
   return c

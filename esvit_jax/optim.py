@@ -120,7 +120,7 @@ def from_config(
   )
   decay = cosine(c.weight_decay, c.weight_decay_end, horizon.steps)
   # A continued run counts its own steps, but goes on in the schedules.
-  start = config.init.epoch * epoch
+  start = round(config.init.epoch * epoch)
   freeze = {}
   for word in filter(None, c.frozen.split(',')):
     freeze[word] = None

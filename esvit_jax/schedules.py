@@ -61,7 +61,7 @@ def teacher_temperature(
   warm: float,
   final: float,
   warm_epochs: int,
-  steps_per_epoch: int,
+  steps_per_epoch: float,
   total_epochs: int,
 ) -> Schedule:
   """Linear in whole epochs from `warm` to `final`, then constant.

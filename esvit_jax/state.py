@@ -6,6 +6,7 @@ SiT, ...) is a tuple of functions; the step that moves the state is shared:
   keys -> views -> gradient of the loss -> optimiser -> EMA teacher
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,15 +38,23 @@ class TrainState(NamedTuple):
 
 
 class Horizon(NamedTuple):
-  """Length of a run, in steps."""
+  """Length of a run, in steps.
+
+  An epoch is one pass over the images, images / batch size steps: seldom a
+  whole number, and less than 1 where a batch is larger than the set.
+  """
 
   steps: int
-  steps_per_epoch: int
+  steps_per_epoch: float
 
   @property
   def epochs(self) -> int:
     """Whole epochs, the last perhaps begun only."""
-    return -(-self.steps // self.steps_per_epoch)
+    return math.ceil(self.steps / self.steps_per_epoch)
+
+  def steps_in(self, epochs: float) -> int:
+    """Whole steps of some epochs: 0 of none, else at least 1."""
+    return max(round(epochs * self.steps_per_epoch), 1) if epochs else 0
 
 
 class Run(NamedTuple):

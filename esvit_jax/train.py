@@ -97,7 +97,7 @@ def start(job: Job) -> state_lib.TrainState:
   if init.checkpoint and init.part == 'backbone':
     weights = loading.load_for(job.config.model, init.checkpoint, init.which)
     return with_backbone(jobs.create_state(job), weights)
-  step = init.epoch * job.horizon.steps_per_epoch
+  step = job.horizon.steps_in(init.epoch)
   if init.checkpoint:
     parts = restore_parts(
       init.checkpoint, ('params', 'teacher', 'extra'), step or None
@@ -178,7 +178,7 @@ def _train(job: Job, directory: str, out) -> state_lib.TrainState:
     checkpoints = Checkpoints(
       os.path.join(directory, 'checkpoints'),
       config.save.keep,
-      config.save.keep_every_epochs * job.horizon.steps_per_epoch,
+      job.horizon.steps_in(config.save.keep_every_epochs),
     )
     stack.callback(checkpoints.close)
     resumed = checkpoints.latest()
@@ -291,7 +291,7 @@ def _loop(job, state, evaluation, checkpoints, metrics, progress, album):
 
 def due(section, horizon, step: int) -> bool:
   """Whether it is time for `section` (eval or save), as always at the end."""
-  every = round(section.every_epochs * horizon.steps_per_epoch)
+  every = horizon.steps_in(section.every_epochs)
   return step == horizon.steps or bool(every and step % every == 0)
 
 

@@ -193,8 +193,9 @@ class TestFolder:
     assert _open(tmp_path).classes == ['a', 'b']
     assert len(_open(tmp_path)) == 2
     assert _open(tmp_path, 'test')[0]['label'] == -1
-    with pytest.raises(UserError, match='train, val, test'):
-      _open(tmp_path, 'validation')
+    assert _open(tmp_path, 'validation').split == 'val'
+    with pytest.raises(UserError, match='test, train, val'):
+      _open(tmp_path, 'held')
 
   def test_links_are_followed_but_not_in_circles(self, tmp_path):
     _write_images(tmp_path / 'a', ['1.png'])

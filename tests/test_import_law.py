@@ -52,7 +52,11 @@ LAW = {
   'augment': ('', 'jax numpy'),
   'models': ('', 'jax numpy flax'),
   'workdir': ('state', 'jax numpy clu orbax rich'),
-  'data': ('', 'numpy scipy grain tensorflow_datasets PIL simplejpeg'),
+  'data': (
+    '',
+    'numpy scipy grain tensorflow_datasets PIL simplejpeg tifffile imagecodecs '
+    'pillow_heif',
+  ),
   'optim': ('schedules', 'jax numpy optax'),
   'schedules': ('', 'jax numpy'),
   'state': ('', 'jax numpy optax'),
@@ -67,6 +71,9 @@ OWNED = {
   'tensorflow_datasets': 'data',
   'PIL': 'data',
   'simplejpeg': 'data',
+  'tifffile': 'data',
+  'imagecodecs': 'data',
+  'pillow_heif': 'data',
   'clu': 'workdir.metrics',
   'rich': 'workdir.terminal',
   'matplotlib': 'analysis.plots',
@@ -77,7 +84,10 @@ OWNED = {
   'transformers': None,
 }
 # Imported where they are used, so that runs without them need not have them.
-LAZY = {'grain', 'tensorflow_datasets', 'PIL', 'simplejpeg', 'clu'}
+LAZY = {
+  *('grain', 'tensorflow_datasets', 'PIL', 'simplejpeg', 'clu'),
+  *('tifffile', 'imagecodecs', 'pillow_heif'),
+}
 
 
 def files():

@@ -257,7 +257,7 @@ class TestErrors:
   def test_not_prepared_gives_the_command(self, copied):
     root, _ = copied
     line = self._line(root, place='imagenette')
-    assert f'tfds build imagenette --data_dir={root}' in line
+    assert f"tfds.builder('imagenette', data_dir='{root}')" in line
     assert 'which holds: tiny' in line
     assert 'does not exist' in self._line(root / 'nowhere')
     assert 'is not prepared' in self._line(root, place='tiny:3.0.0')

@@ -6,36 +6,52 @@ Opening and naming a source:
   Pipeline(source, seed=0, batch_size=64)[step]
 """
 
-import contextlib
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
-from esvit_jax.data import embedded, filelist, folder, masks, scenes, tfds
+from esvit_jax.data import (
+  embedded,
+  filelist,
+  folder,
+  headers,
+  masks,
+  scenes,
+  splits,
+  tfds,
+)
 from esvit_jax.data.crops import MARGIN, center_cropped, enlarged
 from esvit_jax.data.fewshot import balanced
+from esvit_jax.data.formats import Unreadable
 from esvit_jax.data.pipeline import Feed, Pipeline, epoch
 from esvit_jax.data.segmentation import zero_is_void
 from esvit_jax.data.source import Source, spread
-from esvit_jax.data.subset import hold_out, labels, sample, subsample, subset
+from esvit_jax.data.subset import (
+  hold_out,
+  labelled,
+  labels,
+  sample,
+  subsample,
+  subset,
+)
 from esvit_jax.data.survey import survey
 from esvit_jax.data.videos import Video, open_videos
 from esvit_jax.errors import UserError
 
-# Each builder takes (place, split, data_dir, canvas, channels), where `place`
-# is what stands after the colon of 'folder:/path' or 'tfds:name'.
+# Each has split_names(place, data_dir) and open_split(place, split, data_dir,
+# canvas, channels), where `place` is what stands after the colon of
+# 'folder:/path'.
 SOURCES = {
-  'embedded': embedded.open_split,
-  'folder': folder.open_split,
-  'list': filelist.open_split,
-  'masks': masks.open_split,
-  'scenes': scenes.open_split,
-  'tfds': tfds.open_split,
+  'embedded': embedded,
+  'folder': folder,
+  'list': filelist,
+  'masks': masks,
+  'scenes': scenes,
+  'tfds': tfds,
 }
-
-# Of sets that have both, such as ImageNet, the test labels are not public.
-TEST_SPLITS = ('validation', 'val', 'test')
 
 __all__ = [
   'MARGIN',
@@ -43,12 +59,14 @@ __all__ = [
   'Feed',
   'Pipeline',
   'Source',
+  'Unreadable',
   'Video',
   'balanced',
   'center_cropped',
   'enlarged',
   'epoch',
   'hold_out',
+  'labelled',
   'labels',
   'open_pair',
   'open_source',
@@ -68,39 +86,44 @@ def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
     config: `source` ('embedded', 'scenes', 'folder:/path', 'list:/path',
       'masks:/path' or 'tfds:name') and, each optional (None means the
       default): `split` ('train'), `data_dir` (where tfds keeps its sets),
-      `canvas` (pixels, one number or (height, width)), `channels` (1 or 3),
-      `zero` (of masks: 'class', or 'void' where classes begin with 1).
+      `canvas` (pixels, one number or (height, width)), `channels` (1, 3, or
+      the number of bands),
+      `zero` (of masks: 'class', or 'void' where classes begin with 1),
+      `value_range` (of deep images, see `headers.fit`) and `exif_orientation`
+      (True), which is applied to folders and lists of files.
     split: used instead of the config's.
 
   Raises:
     UserError: the source or the split does not exist, or holds no images.
   """
-  kind, _, place = config['source'].partition(':')
-  if kind not in SOURCES:
-    near = difflib.get_close_matches(kind, SOURCES, 1)
-    hint = f' (did you mean {near[0]!r}?)' if near else ''
-    raise UserError(
-      f'data.source {config["source"]!r} is unknown{hint}: use '
-      "'embedded', 'scenes', 'folder:/path', 'list:/path', 'masks:/path' or "
-      "'tfds:name'"
-    )
+  module, place = _parse(config['source'])
   channels = config.get('channels') or None
-  if channels not in (None, 1, 3):
-    raise UserError(f'data.channels is {channels}: use 1 (grey) or 3 (RGB)')
+  if channels is not None and channels < 1:
+    raise UserError(
+      f'data.channels is {channels}: use 1 (grey), 3 (RGB) or the number of '
+      'bands'
+    )
   zero = config.get('zero') or 'class'
   if zero not in ('class', 'void'):
     raise UserError(f"data.zero is {zero!r}: use 'class' or 'void'")
-  source = SOURCES[kind](
+  canvas = _canvas(config.get('canvas'))
+  source = module.open_split(
     place,
-    split=split or config.get('split') or 'train',
-    data_dir=config.get('data_dir') or None,
-    canvas=_canvas(config.get('canvas')),
-    channels=channels,
+    split or config.get('split') or 'train',
+    _local(config.get('data_dir') or None, 'data.data_dir'),
+    canvas,
+    channels,
   )
   if zero == 'void' and source.segmentation:
     segmentation = zero_is_void(source.segmentation)
     source = dataclasses.replace(source, segmentation=segmentation)
-  return source
+  if config.get('exif_orientation') is False:
+    source = dataclasses.replace(source, upright=False)
+  return headers.fit(
+    source,
+    canvas,
+    headers.parse_limits(config.get('value_range')),
+  )
 
 
 def open_pair(config: Mapping[str, Any]) -> tuple[Source, Source | None]:
@@ -108,8 +131,8 @@ def open_pair(config: Mapping[str, Any]) -> tuple[Source, Source | None]:
 
   Args:
     config: as for `open_source`, with `test_split`: a name, '' for none,
-      'held_out' for a tenth of the training images, or 'auto' for the first
-      of TEST_SPLITS that is there.
+      'held_out' for a tenth of the training images, or 'auto' for the split
+      for validation, or else for testing, where there is one.
 
   Raises:
     UserError: as `open_source`, or too few images to hold some out.
@@ -118,13 +141,54 @@ def open_pair(config: Mapping[str, Any]) -> tuple[Source, Source | None]:
   split = config['test_split']
   if split == 'held_out':
     return hold_out(train)
-  config = {**config, 'canvas': train.canvas}
+  config = {**config, 'canvas': train.canvas, 'value_range': train.limits}
   if split != 'auto':
     return train, open_source(config, split) if split else None
-  for split in TEST_SPLITS:
-    with contextlib.suppress(UserError):
-      return train, open_source(config, split)
+  module, place = _parse(config['source'])
+  names = module.split_names(place, config.get('data_dir') or None)
+  for kind in splits.JUDGED:
+    name = splits.match(kind, names)
+    if name and name != train.split:
+      try:
+        return train, open_source(config, name)
+      except UserError as e:
+        raise UserError(f"{e}; data.test_split='' trains without it") from e
   return train, None
+
+
+def _parse(source: str) -> tuple[ModuleType, str]:
+  """The module that reads a source, and the place after the colon."""
+  kind, _, place = source.partition(':')
+  if kind not in SOURCES:
+    known = (
+      "'embedded', 'scenes', 'folder:/path', 'list:/path', 'masks:/path' or "
+      "'tfds:name'"
+    )
+    if '://' in source:
+      _local(source, 'data.source')
+    if os.path.isdir(os.path.expanduser(source)) or '/' in kind:
+      raise UserError(
+        f"data.source {source!r} is a path: write 'folder:{source}'"
+      )
+    near = difflib.get_close_matches(kind, SOURCES, 1)
+    hint = f' (did you mean {near[0]!r}?)' if near else ''
+    raise UserError(f'data.source {source!r} is unknown{hint}: use {known}')
+  if not place.strip() and kind not in ('embedded', 'scenes'):
+    raise UserError(
+      f'data.source {source!r} names no place after the colon: is a variable '
+      'of your shell not set?'
+    )
+  return SOURCES[kind], _local(place, 'data.source')
+
+
+def _local(path: str | None, field: str) -> str | None:
+  """The path; a UserError where it is a URL."""
+  if path and '://' in path:
+    raise UserError(
+      f'{field} is {path}: buckets and other URLs are not read directly; mount '
+      'it (gcsfuse, mountpoint-s3, hdfs-fuse) or copy it, and name the folder'
+    )
+  return path
 
 
 def _canvas(value: Any) -> tuple[int, int] | None:

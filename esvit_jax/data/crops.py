@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from esvit_jax.data.source import Source, sizes
+from esvit_jax.data.headers import sizes
+from esvit_jax.data.source import Source
 
 # Published: the shorter side becomes 256, the central 224 are kept.
 MARGIN = 256 / 224
@@ -21,7 +22,7 @@ def center_cropped(source: Source, size: int) -> Source:
   """
   longest = min(source.canvas)
   if longest < MARGIN * size:
-    longest = max((max(x) for x in sizes(len(source), source.read)), default=0)
+    longest = max((max(x) for x in sizes(source)), default=0)
   shorter = round(MARGIN * size) if longest >= MARGIN * size else size
   return dataclasses.replace(
     source, canvas=(size, size), shorter=shorter, segmentation=None
@@ -30,7 +31,7 @@ def center_cropped(source: Source, size: int) -> Source:
 
 def enlarged(source: Source) -> str:
   """Says how many of the cropped images are enlarged; '' where none is."""
-  sampled = sizes(len(source), source.read)
+  sampled = sizes(source)
   small = sum(min(x) < source.shorter for x in sampled)
   if not small:
     return ''

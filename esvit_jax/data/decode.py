@@ -1,20 +1,27 @@
 """Bytes of an image file -> u8[h, w, C] that fits a canvas."""
 
-import io
 import math
 
 import numpy as np
 
+from esvit_jax.data import formats
+from esvit_jax.data.formats import Unreadable
 
-class Unreadable(Exception):  # noqa: N818 - says what it is of an image
-  """An image cannot be read; the text is the cause, on one line."""
-
-  def __init__(self, cause: Exception):
-    super().__init__(' '.join(f'{type(cause).__name__}: {cause}'.split()))
+__all__ = [
+  'Unreadable',
+  'center_crop',
+  'decode',
+  'fit_labels',
+  'with_channels',
+]
 
 
 def decode(
-  record: bytes | np.ndarray, channels: int, canvas: tuple[int, int]
+  record: bytes | np.ndarray,
+  channels: int,
+  canvas: tuple[int, int],
+  limits: tuple[float, float] | None = None,
+  upright: bool = False,
 ) -> np.ndarray:
   """Decodes one image, whatever its mode, and shrinks it to fit the canvas.
 
@@ -23,13 +30,17 @@ def decode(
   shorter side falls under half the canvas's: the ends that then stand over
   are cut off equally. So up to 2:1 all is kept, and a panorama does not end
   as a strip of a few pixels that every crop has to enlarge; a wide canvas
-  keeps such images whole. Orientation tags (EXIF) and alpha are dropped, as
-  torchvision's default loader does.
+  keeps such images whole.
 
   Args:
-    record: an encoded file, or u8[h,w,c] that is decoded already.
-    channels: 1 (grey) or 3 (RGB).
+    record: an encoded file, or [h,w,c] that is decoded already.
+    channels: 1 (grey), 3 (RGB) or the number of bands. Alpha is dropped where
+      1 or 3 are asked for.
     canvas: (height, width) in pixels.
+    limits: values of deep images that become 0 and 255, see
+      `formats.to_bytes`.
+    upright: whether to apply the orientation (EXIF) of a file, which
+      torchvision's default loader does not.
 
   Returns:
     u8[h, w, channels].
@@ -37,11 +48,17 @@ def decode(
   Raises:
     Unreadable: with the decoder's reason.
   """
-  return _fit(_pixels(record, channels, canvas), canvas)
+  image = _pixels(record, channels, limits, upright, canvas)
+  return _fit(image, canvas)
 
 
 def center_crop(
-  record: bytes | np.ndarray, channels: int, size: int, shorter: int
+  record: bytes | np.ndarray,
+  channels: int,
+  size: int,
+  shorter: int,
+  limits: tuple[float, float] | None = None,
+  upright: bool = False,
 ) -> np.ndarray:
   """Decodes one image and cuts its central square, as torchvision does.
 
@@ -49,8 +66,7 @@ def center_crop(
   file: smaller images are enlarged.
 
   Args:
-    record: an encoded file, or u8[h,w,c] that is decoded already.
-    channels: 1 (grey) or 3 (RGB).
+    record, channels, limits, upright: see `decode`.
     size: side of the square, pixels.
     shorter: the shorter side of the image before it is cut, at least `size`.
 
@@ -60,7 +76,7 @@ def center_crop(
   Raises:
     Unreadable: with the decoder's reason.
   """
-  image = _pixels(record, channels)
+  image = _pixels(record, channels, limits, upright)
   h, w, _ = image.shape
   # The longer side in whole pixels, as torchvision cuts it.
   height, width = (shorter * n // min(h, w) for n in (h, w))
@@ -68,31 +84,6 @@ def center_crop(
   if (height, width) != (h, w):
     image = _resize(image, height, width)
   return image[top : top + size, left : left + size]
-
-
-def size(record: bytes | np.ndarray) -> tuple[int, int]:
-  """(height, width) in pixels of an encoded image, from its header."""
-  if isinstance(record, np.ndarray):
-    return record.shape[:2]
-  from PIL import Image
-
-  try:
-    with Image.open(io.BytesIO(record)) as image:
-      return image.height, image.width
-  except Exception as error:
-    raise Unreadable(error) from error
-
-
-def turned_size(record: bytes | np.ndarray) -> tuple[int, int]:
-  """`size` as the image's orientation tag (EXIF), if it has one, turns it."""
-  h, w = size(record)
-  if isinstance(record, np.ndarray):
-    return h, w
-  from PIL import ExifTags, Image
-
-  with Image.open(io.BytesIO(record)) as image:
-    turn = image.getexif().get(ExifTags.Base.Orientation, 1)
-  return (w, h) if turn >= 5 else (h, w)
 
 
 def fit_labels(
@@ -119,15 +110,24 @@ def fit_labels(
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-  """u8[h,w] or u8[h,w,c] -> u8[h,w,channels]; alpha is dropped."""
+  """u8[h,w] or u8[h,w,c] -> u8[h,w,channels].
+
+  Raises:
+    Unreadable: it has other bands.
+  """
   if image.ndim == 2:
     image = image[..., None]
-  if image.shape[-1] in (2, 4):
-    image = image[..., :-1]
   if image.shape[-1] == channels:
     return image
-  if channels == 3:
+  if image.shape[-1] in (2, 4) and channels in (1, 3):
+    image = image[..., :-1]  # alpha
+  bands = image.shape[-1]
+  if bands == channels:
+    return image
+  if (bands, channels) == (1, 3):
     return np.repeat(image, 3, axis=-1)
+  if (bands, channels) != (3, 1):
+    raise Unreadable(f'it has {bands} bands, not the {channels} of the others')
   red, green, blue = np.moveaxis(image.astype(np.uint32), -1, 0)
   # PIL's integer form of the ITU-R 601 luma
   grey = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
@@ -137,20 +137,30 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
 def _pixels(
   record: bytes | np.ndarray,
   channels: int,
+  limits: tuple[float, float] | None,
+  upright: bool,
   canvas: tuple[int, int] | None = None,
 ) -> np.ndarray:
   """u8[h, w, channels]; large enough for `canvas`, or as large as it is."""
   if isinstance(record, np.ndarray):
-    return with_channels(record, channels)
+    return with_channels(formats.to_bytes(record, limits), channels)
+  turn = formats.UPRIGHT.get(formats.orientation(record)) if upright else None
+  if turn and canvas:
+    canvas = (max(canvas), max(canvas))  # height and width may change places
   image = _jpeg(record, channels, canvas)
-  return _any_format(record, channels) if image is None else image
+  if image is None:
+    image = formats.deep(record, channels)
+    if image is None:
+      image = _any_format(record, channels)
+    image = with_channels(formats.to_bytes(image, limits), channels)
+  return image if turn is None else np.ascontiguousarray(turn(image))
 
 
 def _jpeg(
   record: bytes, channels: int, canvas: tuple[int, int] | None
 ) -> np.ndarray | None:
   """The fast way for a sound grey or colour JPEG; None for all the rest."""
-  if record[:2] != b'\xff\xd8':
+  if record[:2] != b'\xff\xd8' or channels not in (1, 3):
     return None
   import simplejpeg
 
@@ -171,18 +181,16 @@ def _jpeg(
 
 
 def _any_format(record: bytes, channels: int) -> np.ndarray:
-  from PIL import Image
-
+  """u8[h, w, bands] of what PIL reads."""
   try:
-    with Image.open(io.BytesIO(record)) as image:
-      if image.mode.startswith('I'):  # PIL would clip 16 bits, not scale them
-        wide = np.asarray(image).astype(np.int64) >> 8
-        return with_channels(wide.clip(0, 255).astype(np.uint8), channels)
+    with formats.open_image(record) as image:
       if 'transparency' in image.info:  # else PIL warns of a palette's alpha
         image = image.convert('RGBA')
-      return with_channels(
-        np.asarray(image.convert('L' if channels == 1 else 'RGB')), channels
-      )
+      if channels in (1, 3):
+        image = image.convert('L' if channels == 1 else 'RGB')
+      elif image.mode in ('1', 'P', 'CMYK', 'YCbCr', 'LAB', 'HSV'):
+        image = image.convert('L' if image.mode == '1' else 'RGB')
+      return np.asarray(image)
   except Exception as error:  # PIL's decoders raise whatever they like
     raise Unreadable(error) from error
 
@@ -192,14 +200,6 @@ def _scale(h: int, w: int, canvas: tuple[int, int]) -> float:
   fits = min(canvas[0] / h, canvas[1] / w)
   floor = min(canvas) / 2 / min(h, w)
   return min(1.0, max(fits, floor))
-
-
-def _nearest(n: int, kept: float, made: int) -> np.ndarray:
-  """Which of n pixels stand for the middle `kept` of them made `made`."""
-  first = (n - kept) // 2
-  middles = first + (np.arange(made) + 0.5) * kept / made
-  # Halfway between two pixels the first is taken.
-  return np.clip(np.ceil(middles - 1), 0, n - 1).astype(int)
 
 
 def _fit(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
@@ -216,12 +216,26 @@ def _fit(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
   return _resize(image, new_h, new_w, box, reducing_gap=2.0)
 
 
+def _nearest(n: int, kept: float, made: int) -> np.ndarray:
+  """Which of n pixels stand for the middle `kept` of them made `made`."""
+  first = (n - kept) // 2
+  middles = first + (np.arange(made) + 0.5) * kept / made
+  # Halfway between two pixels the first is taken.
+  return np.clip(np.ceil(middles - 1), 0, n - 1).astype(int)
+
+
 def _resize(image, height: int, width: int, box=None, **how) -> np.ndarray:
   """An image or its part `box` (left, top, right, bottom), bicubic."""
   from PIL import Image
 
-  channels = image.shape[-1]
-  resized = Image.fromarray(image[..., 0] if channels == 1 else image).resize(
-    (width, height), Image.Resampling.BICUBIC, box, **how
-  )
-  return np.asarray(resized).reshape(height, width, channels)
+  def resized(plane):
+    return np.asarray(
+      Image.fromarray(plane).resize(
+        (width, height), Image.Resampling.BICUBIC, box, **how
+      )
+    )
+
+  if image.shape[-1] == 3:
+    return resized(image)
+  planes = [resized(image[..., i]) for i in range(image.shape[-1])]
+  return np.stack(planes, -1)

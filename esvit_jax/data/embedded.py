@@ -4,7 +4,8 @@ import pathlib
 
 import numpy as np
 
-from esvit_jax.data.source import Source, require_split
+from esvit_jax.data import splits
+from esvit_jax.data.source import Source
 
 _FILE = pathlib.Path(__file__).with_name('fashion_mnist.npz')
 _CLASSES = (
@@ -21,6 +22,11 @@ _CLASSES = (
 )
 
 
+def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
+  """The splits there are."""
+  return ('train', 'test')
+
+
 def open_split(
   place: str,
   split: str,
@@ -29,8 +35,8 @@ def open_split(
   channels: int | None,
 ) -> Source:
   """Opens 'train' (10,000 images) or 'test' (2,000), 28x28 and grey."""
-  del place, data_dir
-  require_split('the embedded set', split, ('train', 'test'))
+  names = split_names(place, data_dir)
+  split = splits.require('the embedded set', split, names)
   with np.load(_FILE) as arrays:
     images = arrays[f'{split}_image'][..., None]  # N h w 1
     labels = arrays[f'{split}_label'].astype(np.int32)

@@ -5,11 +5,17 @@ import pathlib
 
 import numpy as np
 
-from esvit_jax.data.source import Source, fitting_canvas
+from esvit_jax.data import splits
+from esvit_jax.data.source import Source
 from esvit_jax.errors import UserError
 
 _ENDINGS = ('', '.jpg', '.jpeg', '.png')
 _FOLDERS = ('', 'images')
+
+
+def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
+  """The lists there are."""
+  return tuple(_lists(pathlib.Path(place).expanduser()))
 
 
 def open_split(
@@ -29,21 +35,22 @@ def open_split(
     place: the folder.
     split: name of the list; 'train+val' is one after the other.
     data_dir: unused.
-    canvas: (height, width), or None to fit what is listed.
-    channels: 1 or 3; None means 3.
+    canvas: (height, width), or None.
+    channels: of the images; None means 3.
 
   Raises:
     UserError: no such list, no images in it, some lines without a label.
   """
   del data_dir
   root = pathlib.Path(place).expanduser()
-  lists = {path.stem: path for path in sorted(root.glob('*.txt'))}
+  lists = _lists(root)
   lines = []
-  for name in split.split('+'):
-    if name not in lists:
+  for part in split.split('+'):
+    name = splits.match(part, tuple(lists))
+    if name is None:
       listed = ', '.join(lists) or 'no .txt file'
       raise UserError(
-        f'file lists in {str(root)!r}: no split {name!r}; there is {listed}'
+        f'file lists in {str(root)!r}: no split {part!r}; there is {listed}'
       )
     lines += _read(lists[name])
   every = [label for path in lists.values() for _, label in _read(path)]
@@ -75,10 +82,16 @@ def open_split(
     classes=names or None,
     read=read,
     where=where,
-    canvas=canvas or fitting_canvas(len(lines), read),
+    canvas=canvas,
     channels=channels or 3,
+    upright=True,
     labels=np.array(labels, np.int32),
   )
+
+
+def _lists(root: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Split -> its file."""
+  return {path.stem: path for path in sorted(root.glob('*.txt'))}
 
 
 def _read(path: pathlib.Path) -> list[tuple[str, str]]:

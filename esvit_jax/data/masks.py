@@ -5,13 +5,19 @@ import pathlib
 
 import numpy as np
 
-from esvit_jax.data.folder import ENDINGS
+from esvit_jax.data import formats, splits
 from esvit_jax.data.segmentation import VOID, Segmentation
-from esvit_jax.data.source import Source, fitting_canvas, require_split
+from esvit_jax.data.source import Source
 from esvit_jax.errors import UserError
 
-_SPLITS = ('train', 'val', 'validation', 'test')
 _INDICES = ('1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L')  # PIL's modes
+
+
+def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
+  """The splits there are; 'train' where the folder has none."""
+  images = pathlib.Path(place).expanduser() / 'images'
+  names = (x.name for x in images.glob('*') if x.is_dir())
+  return tuple(sorted(filter(splits.kind, names))) or ('train',)
 
 
 def open_split(
@@ -30,7 +36,7 @@ def open_split(
 
   Args:
     place: PATH.
-    split: of train, val, validation, test.
+    split: a name of `splits.NAMES`.
     data_dir: unused.
     canvas: (height, width), or None to fit what the folder holds.
     channels: 1 or 3; None means 3.
@@ -38,7 +44,6 @@ def open_split(
   Raises:
     UserError: a folder or the split is missing, or no image has a mask.
   """
-  del data_dir
   root = pathlib.Path(place).expanduser()
   for name in ('images', 'masks'):
     if not (root / name).is_dir():
@@ -46,13 +51,12 @@ def open_split(
         f'masks:{place}: there is no folder {str(root / name)!r}; images go to '
         'images/SPLIT/NAME.jpg and their masks to masks/SPLIT/NAME.png'
       )
-  splits = [x for x in _SPLITS if (root / 'images' / x).is_dir()]
-  require_split(f'masks:{place}', split, splits or ['train'])
-  part = split if splits else ''
+  split = splits.require(f'masks:{place}', split, split_names(place, data_dir))
+  part = split if (root / 'images' / split).is_dir() else ''
   images = {
     path.relative_to(root / 'images').with_suffix(''): path
     for path in sorted((root / 'images' / part).rglob('*'))
-    if path.suffix.lower().removeprefix('.') in ENDINGS
+    if path.suffix.lower().removeprefix('.') in formats.endings()
   }
   masks = {name: root / 'masks' / f'{name}.png' for name in images}
   pairs = [
@@ -76,7 +80,7 @@ def open_split(
     classes=None,
     read=read,
     where=lambda i: str(pairs[i][0]),
-    canvas=canvas or fitting_canvas(len(pairs), read),
+    canvas=canvas,
     channels=channels or 3,
     segmentation=Segmentation(_classes(root), lambda i: read_mask(pairs[i][1])),
   )

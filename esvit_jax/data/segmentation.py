@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from esvit_jax.data import decode
+from esvit_jax.data import formats
 from esvit_jax.errors import UserError
 
 VOID = 255  # a pixel that counts nowhere
@@ -40,10 +40,10 @@ def checked(
       stands for.
   """
   labels = segmentation.read(i)
-  size = decode.size(record)
+  size = formats.header(record).size
   if labels.shape != size:
     why = 'every pixel needs its own class'
-    if decode.turned_size(record) == labels.shape:
+    if formats.orientation(record) >= 5 and labels.shape == size[::-1]:
       why = (
         'the image carries an orientation tag (EXIF), which is not applied: '
         'turn its pixels and drop the tag'

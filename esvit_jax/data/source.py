@@ -8,10 +8,6 @@ import numpy as np
 
 from esvit_jax.data import decode
 from esvit_jax.data import segmentation as segmentation_lib
-from esvit_jax.errors import UserError
-
-LONGEST_SIDE = 512
-SAMPLED = 64  # images whose size stands for all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +21,18 @@ class Source:
     classes: the label's names, or None when there are no labels.
     read: index -> (encoded bytes or u8[h,w,c], label or -1). Thread-safe.
     where: index -> path or other name by which a person finds the image.
-    canvas: (height, width) in pixels that no image exceeds.
-    channels: 1 (grey) or 3 (RGB).
+    canvas: (height, width) in pixels that no image exceeds; None until
+      `headers.fit` has chosen it.
+    channels: 1 (grey), 3 (RGB) or the number of bands.
     labels: of all images, i32[count], where known without reading them.
     shorter: pixels of the shorter side, for `crops.center_cropped`; 0: images
       are shrunk to fit the canvas.
     multi_label: an image may be of several classes; `read` then gives, for each
       class, 1 (yes), 0 (no) or -1 (not to be counted), i32[classes].
     segmentation: classes of pixels, or None where they are not known.
+    limits: values of deep images that become black and white.
+    upright: whether the orientation that files tell (EXIF) is applied.
+    notes: what a person should know of it, a line each.
   """
 
   name: str
@@ -41,12 +41,15 @@ class Source:
   classes: Sequence[str] | None
   read: Callable[[int], tuple[bytes | np.ndarray, int]]
   where: Callable[[int], str]
-  canvas: tuple[int, int]
-  channels: int
+  canvas: tuple[int, int] | None = None
+  channels: int = 3
   multi_label: bool = False
   labels: np.ndarray | None = None
   shorter: int = 0
   segmentation: segmentation_lib.Segmentation | None = None
+  limits: tuple[float, float] | None = None
+  upright: bool = False
+  notes: tuple[str, ...] = ()
 
   @property
   def label_shape(self) -> tuple[int, ...]:
@@ -72,9 +75,13 @@ class Source:
       raise decode.Unreadable(error) from error
     if self.shorter:
       size = self.canvas[0]
-      image = decode.center_crop(record, self.channels, size, self.shorter)
+      image = decode.center_crop(
+        record, self.channels, size, self.shorter, self.limits, self.upright
+      )
     else:
-      image = decode.decode(record, self.channels, self.canvas)
+      image = decode.decode(
+        record, self.channels, self.canvas, self.limits, self.upright
+      )
     example = {'image': image, 'label': label, 'index': i}
     if self.segmentation:
       labels = segmentation_lib.checked(
@@ -95,34 +102,6 @@ def spread(count: int, n: int) -> list[int]:
   return [k * count // n for k in range(n)] if n < count else [*range(count)]
 
 
-def sizes(
-  count: int, read: Callable[[int], tuple[bytes | np.ndarray, int]]
-) -> list[tuple[int, int]]:
-  """(height, width) in pixels of SAMPLED images at most, as in their files."""
-  seen = []
-  for i in spread(count, SAMPLED):
-    try:
-      seen.append(decode.size(read(i)[0]))
-    except (OSError, decode.Unreadable):
-      continue  # the pipeline counts and names it when its turn comes
-  return seen
-
-
-def fitting_canvas(
-  count: int, read: Callable[[int], tuple[bytes | np.ndarray, int]]
-) -> tuple[int, int]:
-  """The square canvas for a set whose config names none.
-
-  The longest side of 64 images, up to the next multiple of 32 and never more
-  than 512: a photograph of 500x375 stays as it is, a larger one of 4:3 keeps
-  384 pixels on its shorter side, and a set of thumbnails costs no more memory
-  than thumbnails do.
-  """
-  longest = max((max(size) for size in sizes(count, read)), default=0)
-  side = min(-(-longest // 32) * 32 or LONGEST_SIDE, LONGEST_SIDE)
-  return side, side
-
-
 def tolerable(count: int, share: float) -> int:
   """How many of `count` images may be bad without stopping.
 
@@ -130,11 +109,3 @@ def tolerable(count: int, share: float) -> int:
   """
   handful = min(5, count // 4) if share else 0
   return max(min(max(int(share * count), handful), count - 1), 0)
-
-
-def require_split(what: str, split: str, splits: Sequence[str]) -> None:
-  """Raises a UserError that lists the splits unless `split` is one."""
-  if split not in splits:
-    raise UserError(
-      f'{what} has no split {split!r}: use one of {", ".join(splits)}'
-    )

@@ -61,6 +61,19 @@ def sample(source: Source, count: int, seed: int = 0) -> Source:
   return subset(source, rows, f'{count:,} sampled')
 
 
+def labelled(source: Source) -> Source:
+  """The images that have a label; all where none has, or it is not known.
+
+  Only folders are known to hold both, images beside those in class folders.
+  """
+  if source.labels is None or source.labels.ndim > 1:
+    return source
+  rows = np.flatnonzero(source.labels >= 0)
+  if len(rows) in (0, len(source)):
+    return source
+  return subset(source, rows, 'those with a label')
+
+
 def hold_out(
   source: Source, share: float = HELD_OUT, seed: int = 0
 ) -> tuple[Source, Source]:

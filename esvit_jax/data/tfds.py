@@ -10,10 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from esvit_jax.data import splits
 from esvit_jax.data.decode import Unreadable
-from esvit_jax.data.source import Source, fitting_canvas
+from esvit_jax.data.source import Source
 from esvit_jax.data.tfrecord import TFRecords
 from esvit_jax.errors import UserError
+
+
+def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
+  """The splits there are. Raises UserError as `open_split`."""
+  return tuple(_builder(place, data_dir).info.splits)
 
 
 def open_split(
@@ -31,24 +37,18 @@ def open_split(
     split: any split of tfds: 'train', 'train[10%:50%]', 'train+validation'.
     data_dir: where tfds keeps its sets; None means $TFDS_DATA_DIR or
       ~/tensorflow_datasets.
-    canvas: (height, width), or None to fit what the set holds.
-    channels: 1 or 3; None takes what the set says.
+    canvas: (height, width), or None.
+    channels: of the images; None takes what the set says.
 
   Raises:
     UserError: the set is not prepared, damaged, or holds no images.
   """
-  folder = _prepared(place, data_dir)
+  builder = _builder(place, data_dir)
   import tensorflow_datasets as tfds
 
-  try:
-    builder = tfds.builder_from_directory(folder)
-  except Exception as error:  # whatever a damaged json makes tfds raise
-    reason = str(error).partition('\n')[0]
-    raise UserError(
-      f'cannot read the tfds set in {str(folder)!r}: {reason}'
-    ) from error
   info = builder.info
   title = f'tfds set {place!r}'
+  split = splits.match(split, tuple(info.splits)) or split
   instructions = _instructions(title, info, split)
   records = _records(title, builder, split, instructions)
   # Of the features only the two we want are parsed.
@@ -91,10 +91,23 @@ def open_split(
     classes=classes,
     read=read,
     where=where,
-    canvas=canvas or fitting_canvas(len(records), read),
+    canvas=canvas,
     channels=channels or (1 if wanted['image'].shape[-1] == 1 else 3),
     multi_label=multi_label,
   )
+
+
+def _builder(place: str, data_dir: str | None) -> Any:
+  folder = _prepared(place, data_dir)
+  import tensorflow_datasets as tfds
+
+  try:
+    return tfds.builder_from_directory(folder)
+  except Exception as error:  # whatever a damaged json makes tfds raise
+    reason = str(error).partition('\n')[0]
+    raise UserError(
+      f'cannot read the tfds set in {str(folder)!r}: {reason}'
+    ) from error
 
 
 def _prepared(place: str, data_dir: str | None) -> pathlib.Path:
@@ -133,23 +146,24 @@ def _not_prepared(place: str, root: pathlib.Path) -> str:
     state = 'which does not exist'
   return (
     f'tfds set {place!r} is not prepared in {str(root)!r}, {state}. Set '
-    'data.data_dir, or prepare it once with TensorFlow installed: '
-    f'tfds build {name} --data_dir={root}'
+    'data.data_dir, or prepare it once, with TensorFlow installed, in Python: '
+    f"import tensorflow_datasets as tfds; tfds.builder('{name}', "
+    f"data_dir='{root}').download_and_prepare()"
   )
 
 
 def _instructions(title: str, info: Any, split: str) -> Sequence[Any]:
   """Which records of which files make up the split."""
-  splits = ', '.join(info.splits)
+  names = ', '.join(info.splits)
   try:
     chosen = info.splits[split]
   except (ValueError, KeyError) as error:
     raise UserError(
-      f'{title} has no split {split!r}: use one of {splits}, or a part such '
+      f'{title} has no split {split!r}: use one of {names}, or a part such '
       "as 'train[10%:50%]'"
     ) from error
   if chosen.num_examples < 1:
-    raise UserError(f'split {split!r} of {title} is empty (it has: {splits})')
+    raise UserError(f'split {split!r} of {title} is empty (it has: {names})')
   for each in chosen.file_instructions:
     if not os.path.exists(each.filename):
       raise UserError(

@@ -16,7 +16,15 @@ from esvit_jax.weights import loading, networks
 
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 # Fields of `data` that a config leaves open -> their values there.
-OPEN = {'source': '', 'data_dir': '', 'canvas': -1, 'mean': (), 'std': ()}
+OPEN = {
+  'source': '',
+  'data_dir': '',
+  'canvas': -1,
+  'mean': (),
+  'std': (),
+  'value_range': (),
+  'exif_orientation': True,
+}
 
 
 class Result(NamedTuple):
@@ -150,6 +158,7 @@ def prepare(config, directory: str = '', out=sys.stdout) -> Setup:
   train, test = data.open_pair(
     c.data.to_dict() | {'channels': setup.weights.about['channels']}
   )
+  train, test = data.labelled(train), test and data.labelled(test)
   train = data.subsample(
     train, c.data.label_fraction, c.data.labels_per_class, c.seed
   )
@@ -212,7 +221,7 @@ def fill_data(section, path: str, weights, size: int) -> None:
     defaults |= IMAGENET
   canvas_is_open = section.canvas == OPEN['canvas']
   for field, value in OPEN.items():
-    if section[field] == value:
+    if field in section and section[field] == value:
       given = recorded.get(field, defaults.get(field, value))
       section[field] = tuple(given) if isinstance(given, list) else given
   least = 2 * round(data.MARGIN * size)

@@ -50,6 +50,7 @@ class Evaluation:
     train, test = job.sources['train'], job.sources['test']
     self._sources = {}
     if test and train.classes and test.classes:
+      train, test = data.labelled(train), data.labelled(test)
       sample = data.sample(train, c.eval.train_images, c.seed)
       self._sources = {
         'train': data.center_cropped(sample, c.eval.size),

@@ -53,14 +53,16 @@ def prepare(config, mesh=None) -> Job:
   if config.tensorboard:
     tensorboard_writers()
   train, test = data.open_pair(config.data)
+  if 'finetune' in config:
+    train = data.labelled(train)
   train = data.subsample(
     train,
     config.data.label_fraction,
     config.data.labels_per_class,
     config.seed,
   )
-  per_epoch = max(len(train) // config.batch_size, 1)
-  steps = config.steps or config.epochs * per_epoch
+  per_epoch = len(train) / config.batch_size
+  steps = config.steps or max(round(config.epochs * per_epoch), 1)
   horizon = state_lib.Horizon(steps, per_epoch)
   job = plan(config, mesh, {'train': train, 'test': test}, horizon)
   # Whatever cannot be computed shows in a trace, with nothing written yet.

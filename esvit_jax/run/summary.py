@@ -16,16 +16,22 @@ Say = Callable[[str], None]
 def introduce(job, directory: str, resumed: int | None, say: Say) -> None:
   """Data, model, plan: a few lines each."""
   config, source = job.config, job.sources['train']
-  labels = 'no labels'
-  if source.classes:
-    names = ', '.join(str(c) for c in source.classes[:3])
-    labels = f'{len(source.classes)} labels ({names}, ...)'
   height, width = source.canvas
   say(
-    f'data   {source.name}: {len(source):,} images of up to '
-    f'{height}x{width}x{config.data.channels}, {labels}\n'
-    f'       such as {", ".join(map(str, source.examples(3)))}'
+    f'data   {source.split}: {_amount(source)} in {source.name}\n'
+    f'       of up to {height}x{width}x{config.data.channels}, such as '
+    f'{", ".join(map(str, source.examples(3)))}'
   )
+  test = job.sources['test']
+  if test is not None:
+    use = 'to judge on' if test.classes else 'which cannot be judged on'
+    say(f'       {test.split}: {_amount(test)}, {use}')
+  else:
+    say(
+      '       no test split: add --config.data.test_split=held_out for scores'
+    )
+  for note in _notes(job):
+    say(f'       note: {note}')
   params = count(job.state.params)
   backbone = count(job.state.params.get('backbone', {}))
   groups = augment.view_groups(config.views)
@@ -68,6 +74,14 @@ def conclude(
   if kinds:
     columns = ('features', *(SCORES[kind] for kind in kinds))
     say(terminal.table('top-1 accuracy, %', columns, rows))
+  unreadable = os.path.join(directory, 'unreadable.txt')
+  if os.path.exists(unreadable):
+    with open(unreadable, encoding='utf-8', errors='replace') as f:
+      lines = f.read().splitlines()
+    say(
+      f'unreadable   {len(lines)} images, such as '
+      f'{lines[0].partition(chr(9))[0]}: all are listed in {unreadable}'
+    )
   for line in verdict:
     say(f'health       {line}')
   say(f'metrics      {os.path.join(directory, "metrics.jsonl")}')
@@ -76,6 +90,43 @@ def conclude(
     kind = 'report ' if picture.endswith('.html') else 'picture'
     say(f'{kind}      {picture}')
   say(f'next         open the report; then {advice}')
+
+
+def _amount(source) -> str:
+  """How many images, of which classes."""
+  if not source.classes:
+    return f'{len(source):,} images without labels'
+  names = ', '.join(str(c) for c in source.classes[:3])
+  more = ', ...' if len(source.classes) > 3 else ''
+  return (
+    f'{len(source):,} images of {len(source.classes)} classes ({names}{more})'
+  )
+
+
+def _notes(job) -> list[str]:
+  """What a person should know of the images and the batch."""
+  config, (train, test) = (
+    job.config,
+    (job.sources[k] for k in ('train', 'test')),
+  )
+  notes = [*train.notes, *(test.notes if test is not None else ())]
+  images, batch = len(train), config.batch_size
+  if batch > images:
+    notes.append(
+      f'a batch of {batch} is larger than the set: each holds its {images} '
+      f'images {batch / images:.1f} times'
+    )
+  colours = [
+    field
+    for field in ('saturation', 'hue', 'gray')
+    if any(g.ever(field) for g in augment.view_groups(config.views))
+  ]
+  if config.data.channels != 3 and colours:
+    notes.append(
+      f'images of {config.data.channels} channels: {", ".join(colours)} of '
+      'views need three and are left out'
+    )
+  return list(dict.fromkeys(notes))
 
 
 def count(tree) -> int:
