@@ -144,7 +144,7 @@ def test_folder_of_text_files(tmp_path):
     ({'data.source': 'fodler:/tmp'}, "did you mean 'folder'?"),
     ({'data.source': 'tfds:no_such_set', 'data.data_dir': '/no'}, 'tfds'),
     ({'data.split': 'trian'}, "no split 'trian'"),
-    ({'data.channels': 2}, 'use 1 (grey) or 3 (RGB)'),
+    ({'data.channels': 2}, 'set data.channels=1'),
     ({'data.channels': 3}, 'one per channel'),
     ({'batch_size': 12}, 'does not divide by 8 devices; the nearest'),
     ({'batch_size': 10_000_000}, 'take a smaller batch_size'),
