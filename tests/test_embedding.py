@@ -102,6 +102,7 @@ def test_figures_of_neighbours():
     'similarity': 0.5,
     'same_label': 50.0,
     'same_label_first': 100.0,
+    'chance': pytest.approx(50),
   }
   unlabelled = np.full(3, -1)
   assert embedding.neighbour_figures(found, unlabelled, unlabelled) == {

@@ -786,7 +786,7 @@ def test_compared_runs_have_baselines_in_their_charts(tmp_path):
   b = write(tmp_path / 'b', config(), other)
   runs = [records.read(x) for x in (a, b)]
   knn = next(x for x in curves.of_runs(runs) if x.title.startswith('k-NN'))
-  rules = [(label, style) for _, _, label, style in knn.rules]
+  rules = [(label, style) for *_, label, style in knn.rules]
   assert rules.count(('raw pixels', '')) == 1  # the same in both
   assert {style for _, style in rules} == {'', 's0', 's1'}
 
@@ -795,7 +795,8 @@ def test_labels_of_rules_and_steps_do_not_collide():
   close = [Rule(80.0, 'raw pixels'), Rule(79.9, 'untrained network')]
   points = [(0, 50.0), (1_250_000, 81.0)]
   chart = charts.chart('x', [Series('x', points)], 'fit', close)
-  (_, first, *_), (_, second, *_) = chart.rules
+  (_, first, side, *_), (_, second, *_) = chart.rules
+  assert side == 'left'  # the curve ends close to it
   assert abs(first - second) >= charts.LINE - 1
   places = [x.place for x in chart.steps]
   width = charts.LETTER * max(len(x.text) for x in chart.steps)

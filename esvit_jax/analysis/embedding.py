@@ -91,8 +91,15 @@ def neighbour_figures(
       out |= {
         'same_label': 100 * float(same.mean()),
         'same_label_first': 100 * float(same[:, 0].mean()),
+        'chance': _chance(np.asarray(labels), own[own >= 0]),
       }
   return out
+
+
+def _chance(labels: np.ndarray, query_labels: np.ndarray) -> float:
+  """Percent of other images that have a query's label, over all queries."""
+  counts = np.bincount(labels[labels >= 0])
+  return 100 * float((counts[query_labels] - 1).mean() / (len(labels) - 1))
 
 
 def plane(

@@ -23,7 +23,9 @@ from esvit_jax.evals.neighbours import nearest_others
 
 IMAGES = 8
 MAPPED = 1000  # images on the map; t-SNE takes seconds
-ASKED, NEAREST = 5, 5  # images whose neighbours are shown, and how many
+ATTENDED = 3  # images whose attention is shown
+QUERIES, NEAREST = 5, 5  # images whose neighbours are shown, and how many
+JUDGED = 500  # images whose neighbours' labels are counted
 SHARE = 0.01  # of a run's time that pictures may take
 FIRST_GUESS = 10.0  # seconds to draw them
 
@@ -150,7 +152,8 @@ def of_images(folder, look, images, mean, std) -> list[str]:
   regions_png(paths[0], shown, colors)
   if blocks := attention.blocks(features, sown):
     paths.append(os.path.join(folder, 'attention.png'))
-    attention_png(paths[-1], shown[:4], attention.maps(blocks[-1])[:4])
+    maps = attention.maps(blocks[-1])[:ATTENDED]
+    attention_png(paths[-1], shown[:ATTENDED], maps)
   return paths
 
 
@@ -163,11 +166,11 @@ def of_gallery(
     Paths, and figures of both.
   """
   x, y = gallery.features, gallery.labels
-  queries = data.balanced(y, ASKED)
+  count = min(NEAREST, len(x) - 1)
   # Drawn by one process of perhaps many: on its own devices.
-  near = nearest_others(
-    x, queries, min(NEAREST, len(x) - 1), sharding.mesh(jax.local_devices())
-  )
+  mesh = sharding.mesh(jax.local_devices())
+  queries = data.balanced(y, QUERIES)
+  near = nearest_others(x, queries, count, mesh)
   shown = [pixels(gallery.images(queries), mean, std)]
   for row in near.index:
     shown.append(pixels(gallery.images(row), mean, std))
@@ -180,6 +183,8 @@ def of_gallery(
     near.similarity,
     y[near.index] == y[queries][:, None] if labelled else None,
   )
+  queries = data.balanced(y, JUDGED)
+  near = nearest_others(x, queries, count, mesh)
   figures = embedding.neighbour_figures(
     near, y if labelled else None, y[queries] if labelled else None
   )

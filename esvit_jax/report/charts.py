@@ -85,7 +85,7 @@ class Chart(NamedTuple):
       report.js.
     steps: ticks of the horizontal axis.
     values: ticks of the vertical axis.
-    rules: (height of the line, height of the label, label, style).
+    rules: (height of the line, height and side of the label, label, style).
     lines: curves.
   """
 
@@ -95,7 +95,7 @@ class Chart(NamedTuple):
   plot: str
   steps: list[Tick]
   values: list[Tick]
-  rules: list[tuple[float, float, str, str]]
+  rules: list[tuple[float, float, str, str, str]]
   lines: list[Line]
 
 
@@ -138,7 +138,7 @@ def chart(
     f'{LEFT} {WIDTH - RIGHT} {xs.low:.12g} {xs.high:.12g} {WIDTH}',
     _step_ticks(xs),
     [Tick(short(y, 6), _y(y, ys)) for y in marks(ys.low, ys.high)],
-    _place_rules(rules, ys),
+    _place_rules(rules, curves, xs, ys),
     [_line(s, len(curves) - i, xs, ys) for i, s in enumerate(curves)],
   )
 
@@ -271,17 +271,37 @@ def _step_ticks(xs: Scale) -> list[Tick]:
 
 
 def _place_rules(
-  rules: Sequence[Rule], ys: Scale
-) -> list[tuple[float, float, str, str]]:
-  """Labels stand above their lines, or below where another is close."""
+  rules: Sequence[Rule], curves: Sequence[Series], xs: Scale, ys: Scale
+) -> list[tuple[float, float, str, str, str]]:
+  """Labels stand above their lines, or below where another is close.
+
+  They stand at the side, right or left, where curves are farther away.
+  """
   placed, last = [], TOP
   for rule in sorted(rules, key=lambda rule: -rule.value):
     y = _y(rule.value, ys)
     label = y - 4 if y - LINE >= last else y + LINE - 1
     last = max(y, label)
     style = '' if rule.color is None else color_class(rule.color)
-    placed.append((y, round(label, 1), rule.label, style))
+    side = 'left' if _left_is_free(rule, curves, xs, ys) else ''
+    placed.append((y, round(label, 1), side, rule.label, style))
   return placed
+
+
+def _left_is_free(
+  rule: Rule, curves: Sequence[Series], xs: Scale, ys: Scale
+) -> bool:
+  """Whether curves are farther from the left end of a rule than the right."""
+  share = 0.4  # of the width, for a label
+  ends = ([1.0], [1.0])  # distances, as shares of the height
+  for step, value in (point for s in curves for point in s.points):
+    if value is not None:
+      distance = abs(ys(value) - ys(rule.value))
+      if xs(step) < share:
+        ends[0].append(distance)
+      elif xs(step) > 1 - share:
+        ends[1].append(distance)
+  return min(ends[0]) > min(ends[1])
 
 
 def _line(series: Series, size: int, xs: Scale, ys: Scale) -> Line:

@@ -56,6 +56,8 @@ PANELS = (
     'temperature of the teacher', 'fit', {'train/teacher_temp': 'temperature'}
   ),
   Panel('gradient norm', 'log', {'train/grad_norm': 'gradient norm'}),
+  Panel('norm of the parameters', 'fit', {'train/param_norm': 'parameters'}),
+  Panel('norm of the updates', 'log', {'train/update_norm': 'updates'}),
   Panel('images per second', 'zero', {'train/images_per_s': 'images/s'}),
   Panel(
     'share of time waiting for data', 'zero', {'train/data_wait': 'waiting'}
@@ -163,6 +165,8 @@ def rules(run: Record, panel: Panel) -> list[Rule]:
     for kind in kinds
     for network in BASELINES
   ]
+  if 'accuracy' in kinds and run.chance_accuracy is not None:
+    scores.append((run.chance_accuracy, 'chance'))
   return [Rule(score, label) for score, label in scores if score is not None]
 
 

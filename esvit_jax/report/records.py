@@ -108,6 +108,13 @@ class Record(NamedTuple):
       return math.log(prototypes)
     return None
 
+  @property
+  def chance_accuracy(self) -> float | None:
+    """Of a classifier that knows nothing, in percent."""
+    if self.config.get('method') != 'finetune' or self.chance is None:
+      return None
+    return 100 * math.exp(-self.chance)  # its loss is ln of the classes
+
   def verdict(self) -> list[str]:
     """As health.verdict says it; empty where nothing was reported."""
     lines = self.lines
@@ -149,6 +156,8 @@ class Record(NamedTuple):
         for network in ('random_init', 'raw_pixels')
         if (kind, network) in scores
       ]
+      if kind == 'accuracy' and self.chance_accuracy is not None:
+        baselines.append(f'chance {self.chance_accuracy:.3g}')
       score = scores.get((kind, self.network))
       note = '; '.join(filter(None, (self.network, ', '.join(baselines))))
       figures.append(Figure(SCORES.get(kind, kind), score, '%', note))

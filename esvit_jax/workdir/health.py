@@ -220,10 +220,12 @@ def _below_baselines(history) -> list[str]:
       if scores and score is not None and max(scores) < score:
         below.append(f'{title} {max(scores):.1f} % against {score:.1f} %')
   advice = {
-    'random_init': 'worse than untrained: the untrained network has better '
-    'features ({}); raise steps or optim.lr, or choose gentler views',
-    'raw_pixels': 'worse than pixels: raw pixels are better features ({}); '
-    'raise steps, or judge on images whose position and background vary',
+    'random_init': 'worse than untrained: so far the untrained network has '
+    'better features ({}); if that stays, train for longer, raise optim.lr or '
+    'choose gentler views',
+    'raw_pixels': 'worse than pixels: so far raw pixels are better features '
+    '({}); train for longer, or judge on images that vary in position and '
+    'background',
   }
   return [
     advice[name].format('; '.join(below))

@@ -70,9 +70,9 @@ def neighbours_png(
       )
       if same is not None:
         _frame(ax, images.BLUE if same[q, column] else images.ORANGE)
-  text = 'each row: an image, then the most similar ones with their cosine'
+  text = 'an image, and those of the highest cosine'
   if same is not None:
-    text += f'; {100 * same.mean():.0f} % of its class (blue), others orange'
+    text += f'; {100 * same.mean():.0f} % are of its class (blue)'
   images.title(figure, text)
   images.save(figure, path)
 
