@@ -140,7 +140,9 @@ def test_fine_tuning_starts_from_the_backbone(run_dir, tmp_path):
   config.eval.pictures = False
   config.optim.lr = config.optim.min_lr = config.optim.warmup_epochs = 0.0
   figures, said, _ = evaluated(config, tmp_path / 'a')
-  assert set(figures) == {'top1'}
+  assert set(figures) == {'top1', 'chance'} and figures[
+    'chance'
+  ] == pytest.approx(10)
   tuned = esvit_jax.load(tmp_path / 'a')[1]['params']
   before = esvit_jax.load(run_dir)[1]['params']
   assert tuned.keys() == before.keys()

@@ -91,7 +91,7 @@ def build(config, run: Run) -> Method:
     value, accuracy = contrastive.symmetric(s.projected, t.projected, c.temp)
     extra = {'student': stats, 'teacher': teacher_stats}
     metrics = {
-      'contrast_accuracy': accuracy,
+      'contrast_accuracy': 100 * accuracy,
       'feature_spread': collapse.feature_spread(s.pooled),
     }
     return Loss(value, extra, metrics)

@@ -208,7 +208,7 @@ def objective(s: Outputs, t: Outputs, clean, mask, config, turns=None):
   metrics = {
     'contrast_loss': contrast,
     'reconstruction_loss': reconstruction,
-    'contrast_accuracy': accuracy,
+    'contrast_accuracy': 100 * accuracy,
     'corrupted': mask.mean(),
     'feature_spread': collapse.feature_spread(t.pooled),
   }

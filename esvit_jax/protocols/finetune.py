@@ -1,5 +1,7 @@
 """Fine-tuning: the shared train loop, started from a network's backbone."""
 
+import json
+import math
 import os
 
 from esvit_jax import train
@@ -26,6 +28,10 @@ def run(config, directory: str, out) -> Result:
   last = metrics.read(os.path.join(directory, 'metrics.jsonl'))[-1]
   # The last epoch's: the best epoch would be chosen by the test images.
   figures = {config.eval.metric: last['accuracy/student']}
+  if config.eval.metric == 'top1':
+    with open(os.path.join(directory, 'run.json'), encoding='utf-8') as f:
+      loss = json.load(f)['chance']  # ln of the number of classes
+    figures['chance'] = 100 * math.exp(-loss)
   return Result(directory, config, 'student', figures)
 
 

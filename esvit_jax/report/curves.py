@@ -48,6 +48,11 @@ PANELS = (
       'train/distinct_matches': 'distinct matches',
     },
   ),
+  Panel(
+    'accuracy of the contrast, %',
+    'zero',
+    {'train/contrast_accuracy': 'own view found among the batch'},
+  ),
   Panel('effective rank', 'zero', {'train/feature_rank': 'features'}),
   Panel('learning rate', 'zero', {'train/lr': 'learning rate'}),
   Panel('weight decay', 'zero', {'train/weight_decay': 'weight decay'}),
@@ -215,7 +220,8 @@ def numbers(run: Record) -> tables.Table | None:
 
 def _title(panel: Panel, label: str) -> str:
   """Of one metric alone."""
-  return panel.title if len(panel.names) == 1 else f'{panel.title}: {label}'
+  alone = len(panel.names) == 1 or label == panel.title
+  return panel.title if alone else f'{panel.title}: {label}'
 
 
 def _color(name: str, default: int) -> int:
