@@ -189,7 +189,7 @@ def test_out_of_memory_seen_by_the_compiler(tmp_path, monkeypatch):
   monkeypatch.setattr(
     jobs, 'compile_step', lambda job: jobs.refuse_if_over(2**60, 'a step needs')
   )
-  monkeypatch.setattr(train.Judge, '__call__', lambda *a, **k: {})
+  monkeypatch.setattr(train.Evaluation, '__call__', lambda *a, **k: {})
   text = refused_here(tiny({}), tmp_path / 'run')
   assert 'a step needs' in text
   assert os.listdir(tmp_path) == []

@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from esvit_jax import augment
 from esvit_jax.augment import randaugment
+from esvit_jax.augment import views as views_lib
 from esvit_jax.errors import UserError
 
 MEAN = (0.485, 0.456, 0.406)
@@ -240,7 +241,7 @@ def test_it_comes_after_the_crop_and_the_flip():
   plain, new = views()[:, 0], views(rand_ops=2)[:, 0]
   mean, std = np.asarray(MEAN), np.asarray((0.229, 0.224, 0.225))
   for b, key in enumerate(jax.random.split(jax.random.key(0), 4)):
-    drawn = augment.draw(
+    drawn = views_lib.draw(
       jax.random.fold_in(key, 0), jnp.full(2, 48), groups[0].views[0], 2
     )
     levels = np.round(255 * (plain[b] * std + mean)).transpose(2, 0, 1)
