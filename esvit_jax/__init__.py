@@ -22,13 +22,13 @@ __all__ = ['BACKBONES', 'METHODS', 'evaluate', 'load', 'train']
 _TABLES = {'BACKBONES': 'models', 'METHODS': 'methods'}
 
 
-def load(path: str, network: str = 'auto', **fields):
+def load(path: str, which: str = 'auto', **fields):
   """A trained backbone, ready for features.
 
   Args:
     path: a run directory, a converted one, a safetensors file or a published
       checkpoint (.pth).
-    network: 'teacher', 'student', or 'auto' for the one to hand on.
+    which: 'teacher', 'student', or 'auto' for the one to hand on.
     **fields: of the model, such as heads=3: for a published file that leaves
       a choice.
 
@@ -44,7 +44,7 @@ def load(path: str, network: str = 'auto', **fields):
   # Here, so that to import the package stays cheap.
   from esvit_jax.weights import loading
 
-  return loading.features(path, network, fields)
+  return loading.features(path, which, fields)
 
 
 def __getattr__(name: str):

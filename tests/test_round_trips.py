@@ -384,6 +384,8 @@ def tensors(arrays: dict) -> dict:
     ({'config': {'model': 'vit_base'}}, None, 12),
     ({'args': {'model': 'mae_vit_large_patch16'}}, None, 16),
     ({'arch': 'vit_small'}, 'moco', 12),
+    ({'args': {'model': 'mae_vit_tiny_patch16'}}, None, None),
+    ({'args': {'model': 'vit_small', 'global_pool': 1}}, None, None),
     ({'args': {'arch': 'resnet50'}}, None, None),
     ({}, None, None),
   ],

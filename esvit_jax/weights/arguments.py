@@ -7,10 +7,13 @@ EsViT, DINO, MAE and SiT store the Namespace of their command line under `args`
 import re
 from collections.abc import Mapping
 
-# Heads of the ViTs of DINO, DeiT, EsViT and SiT, whose heads have 64 channels;
-# MoCo-v3 gives its ViT-Small 12 (arXiv 2104.02057, appendix), MAE-Lite too.
-_HEADS = {'tiny': 3, 'small': 6, 'base': 12, 'large': 16, 'huge': 16}
+# Heads of the ViTs of DINO, DeiT, EsViT and SiT, whose heads have 64 channels.
+# MoCo-v3 gives its ViT-Small 12 (arXiv 2104.02057, appendix), MAE-Lite too;
+# MAE's own code has no ViT-Tiny or ViT-Small, and those of others differ.
+_MAE_HEADS = {'base': 12, 'large': 16, 'huge': 16}
+_HEADS = {'tiny': 3, 'small': 6, **_MAE_HEADS}
 _MOCO_HEADS = {'tiny': 12, 'small': 12, 'base': 12, 'large': 16}
+_MAE_FLAGS = {'norm_pix_loss', 'global_pool'}
 _NAME = re.compile(r'(?:mae_)?(?:vit|deit)_(tiny|small|base|large|huge)(?:_|$)')
 
 
@@ -43,7 +46,9 @@ def fields(
     name = arguments.get(word)
     match = _NAME.match(name) if isinstance(name, str) else None
     if family == 'vit' and match and 'heads' not in known:
-      heads = _MOCO_HEADS if method == 'moco' else _HEADS
+      mae = name.startswith('mae_') or _MAE_FLAGS & arguments.keys()
+      heads = _MAE_HEADS if mae else _HEADS
+      heads = _MOCO_HEADS if method == 'moco' else heads
       if match.group(1) in heads:
         known['heads'] = heads[match.group(1)]
         notes.append(f'heads {known["heads"]}, as its {word} is {name}')

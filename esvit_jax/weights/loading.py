@@ -40,10 +40,10 @@ def load(
   if not os.path.isdir(path):
     return reading.from_file(published.read(path), which, fields)
   weights = directory.read(path, which)
-  for field, value in (fields or {}).items():
-    said = weights.about['model'].get(field)
-    if field != 'name' and said != value:
-      raise UserError(f'{path} says itself that its {field} is {said}')
+  try:
+    reading.agree(weights.about['model'], fields or {})
+  except UserError as e:
+    raise UserError(f'{path!r}: {e}') from None
   return weights
 
 

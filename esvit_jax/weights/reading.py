@@ -103,6 +103,15 @@ def _from_file(file, which, fields, allowed) -> Weights:
   return _weights(file, result, about, account, batches)
 
 
+def agree(model: Mapping, fields: Mapping) -> None:
+  """Raises UserError where `fields` differ from a model's own description."""
+  for field, value in fields.items():
+    own = model.get(field)
+    listed = list(value) if isinstance(value, tuple) else value
+    if own != listed:
+      raise UserError(f'it says itself that its {field} is {own}, not {listed}')
+
+
 def _selected(file: published.File, which: str) -> dict[str, Arrays]:
   """The networks asked for; one unnamed network is 'model' or as asked."""
   networks = dict(file.networks)
@@ -139,9 +148,7 @@ def _config(arrays, fields, file, notes) -> dict:
   """The config of the backbone, and notes on where it comes from."""
   if file.about is not None:
     source, config = 'its own description', file.about['model']
-    for k, v in fields.items():
-      if config.get(k) != v:
-        raise UserError(f'says itself that its {k} is {config.get(k)}, not {v}')
+    agree(config, fields)
   else:
     known = _evidence(arrays, file, notes)
     notes += [
