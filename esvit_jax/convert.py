@@ -18,13 +18,13 @@ from esvit_jax.weights import (
   directory,
   export,
   place,
-  published,
   reading,
   tables,
   writing,
 )
 from esvit_jax.weights.accounting import Allowed
 from esvit_jax.weights.networks import Weights
+from esvit_jax.weights.published import files
 from esvit_jax.workdir import write_json
 
 
@@ -169,7 +169,7 @@ def _read(args, which: str) -> Weights:
     )
   if os.path.isdir(args.source):
     return _read_directory(args, which)
-  file = published.read(args.source, args.prefix)
+  file = files.read(args.source, args.prefix)
   allowed = Allowed(args.allow_missing, args.allow_unexpected)
   return reading.from_file(file, which, args.model, allowed)
 

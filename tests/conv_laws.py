@@ -19,14 +19,8 @@ from runs import tiny
 import esvit_jax
 from esvit_jax import data, models, sharding
 from esvit_jax.run import jobs
-from esvit_jax.weights import (
-  directory,
-  export,
-  published,
-  reading,
-  shapes,
-  tables,
-)
+from esvit_jax.weights import directory, export, reading, tables
+from esvit_jax.weights.published import files, shapes
 
 KEY = jax.random.key(0)
 
@@ -285,7 +279,7 @@ def files_give_equal_features(case: Case, folder) -> None:
       }
     },
   )
-  file = published.read(os.fspath(path))
+  file = files.read(os.fspath(path))
   assert f'teacher: prefix {case.prefix!r}' in file.notes
   found = reading.from_file(file, fields=case.infer)
   told = models.build({**found.about['model'], 'drop_path': 0.1})

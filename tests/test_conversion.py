@@ -27,18 +27,9 @@ from esvit_jax.errors import UserError
 from esvit_jax.models.heads import DINOHead
 from esvit_jax.run import jobs
 from esvit_jax.state import Horizon, Run, TrainState
-from esvit_jax.weights import (
-  certificate,
-  families,
-  loading,
-  parts,
-  published,
-  reading,
-  shapes,
-  tables,
-  writing,
-)
+from esvit_jax.weights import certificate, loading, reading, tables, writing
 from esvit_jax.weights.handover import handed_on
+from esvit_jax.weights.published import families, files, parts, shapes
 from esvit_jax.workdir import checkpoint
 
 VIT = {'dim': 24, 'depth': 2, 'heads': 3, 'patch': 8, 'image_size': 32}
@@ -161,11 +152,11 @@ def test_published_ours_safetensors_ours_is_byte_equal(place):
 def test_one_network_alone_and_a_vit(tmp_path):
   state = with_heads(vit(), VIT['dim'])
   path = writer.save(tmp_path / 'a.pth', tensors(state))
-  files = [tmp_path / f'{i}.safetensors' for i in range(2)]
+  paths = [tmp_path / f'{i}.safetensors' for i in range(2)]
   assert run(path, tmp_path / 'run', HEADS) == 0
-  assert run(tmp_path / 'run', files[0]) == 0
-  assert run(files[0], files[1]) == 0
-  for file in files:
+  assert run(tmp_path / 'run', paths[0]) == 0
+  assert run(paths[0], paths[1]) == 0
+  for file in paths:
     same(safetensors.numpy.load_file(file), state)
   parts = restored(tmp_path / 'run')
   same(parts['params'], parts['teacher'])
@@ -206,7 +197,7 @@ def test_bfloat16_is_float32(tmp_path):
   path = os.fspath(tmp_path / 'a.safetensors')
   safetensors.numpy.save_file(half, path)
   want = {k: v.astype(np.float32) for k, v in half.items()}
-  same(published.read(path).networks['model'], want)
+  same(files.read(path).networks['model'], want)
 
 
 # The certificate.
@@ -272,7 +263,7 @@ def test_prefixes_are_recognised_and_told(tmp_path, prefix):
   outer = 'module.' if prefix.startswith('module.') else ''
   state |= {f'{outer}head.{k}': v for k, v in head(24).items()}
   path = writer.save(tmp_path / 'a.pth', {'teacher': tensors(state)})
-  file = published.read(os.fspath(path))
+  file = files.read(os.fspath(path))
   found = reading.from_file(file, fields={'heads': 3})
   assert found.networks['teacher']['params'].keys() == {'backbone', 'head'}
   assert f'teacher: prefix {prefix!r}' in file.notes or not prefix
@@ -285,14 +276,14 @@ def test_prefixes_are_recognised_and_told(tmp_path, prefix):
 def test_a_prefix_can_be_named(tmp_path):
   state = tensors(vit(), 'encoder.body.') | tensors(head(24), 'decoder.')
   path = os.fspath(writer.save(tmp_path / 'a.pth', {'model': state}))
-  file = published.read(path, 'encoder.body.')
+  file = files.read(path, 'encoder.body.')
   same(file.networks['model'], vit())
   with pytest.raises(UserError, match=r'8 unexpected: decoder\.mlp'):
     reading.from_file(file, fields={'heads': 3})
   with pytest.raises(UserError, match='no key of its model begins with'):
-    published.read(path, 'encoder.bone.')
+    files.read(path, 'encoder.bone.')
   with pytest.raises(UserError, match='end it with a dot'):
-    published.read(path, 'encoder')
+    files.read(path, 'encoder')
 
 
 def test_moco_has_two_networks_and_a_rest(tmp_path):
@@ -300,7 +291,7 @@ def test_moco_has_two_networks_and_a_rest(tmp_path):
   state |= tensors(vit(), 'module.momentum_encoder.')
   state['module.predictor.0.weight'] = writer.tensor(np.zeros((2, 2), 'f4'))
   path = writer.save(tmp_path / 'a.pth.tar', {'state_dict': state, 'epoch': 1})
-  file = published.read(os.fspath(path))
+  file = files.read(os.fspath(path))
   # The predictor is the base encoder's; without a projector it is no MoCo-v3.
   predictor = {'predictor.0.weight': np.zeros((2, 2), 'f4')}
   same(file.networks, {'student': vit() | predictor, 'teacher': vit()})

@@ -9,7 +9,8 @@ import pytest
 from esvit_jax import models
 from esvit_jax.errors import UserError
 from esvit_jax.models import cvt
-from esvit_jax.weights import shapes, tables
+from esvit_jax.weights import tables
+from esvit_jax.weights.published import shapes
 
 CASE = conv_laws.Case(
   {

@@ -11,7 +11,8 @@ from configs.eval import finetune
 from esvit_jax import methods, models
 from esvit_jax.errors import UserError
 from esvit_jax.state import Horizon, Run
-from esvit_jax.weights import published, reading, tables, writing
+from esvit_jax.weights import reading, tables, writing
+from esvit_jax.weights.published import files
 
 
 def network(config, **given) -> dict:
@@ -71,7 +72,7 @@ def test_a_file_comes_back_byte_for_byte(tmp_path, kind, prefix):
   variables = CASES[kind]()
   arrays = tables.to_published(variables, kind)
   path = saved(tmp_path, arrays, prefix)
-  file = published.read(str(path), None)
+  file = files.read(str(path), None)
   found = reading.from_file(file, fields={'heads': 2})
   jax.tree.map(
     np.testing.assert_array_equal,
@@ -97,7 +98,7 @@ def test_distilled_students_leave_their_teacher(tmp_path):
   }
   state['module.tch_model.cls_token'] = np.zeros((1, 1, 48), np.float32)
   path = saved(tmp_path, state, '')
-  file = published.read(str(path), None)
+  file = files.read(str(path), None)
   found = reading.from_file(file, fields={'heads': 2})
   assert 'attn_adapter' in found.networks['student']['params']
   assert any('frozen teacher, 1 arrays' in note for note in found.notes)
@@ -112,7 +113,7 @@ def test_frozen_tables_tell_whose_network_it_is(tmp_path):
   )
   arrays = tables.to_published(jax.device_get(variables), 'vit')
   path = saved(tmp_path, arrays, '')
-  found = reading.from_file(published.read(str(path), None))
+  found = reading.from_file(files.read(str(path), None))
   about = found.about['model']
   assert (about['name'], about['heads'], about['pool']) == (
     'mae_tiny',
@@ -126,4 +127,4 @@ def test_a_strange_key_of_a_decoder_is_told(tmp_path):
   arrays['decoder_extra.weight'] = np.zeros((2, 2), np.float32)
   path = saved(tmp_path, arrays, '')
   with pytest.raises(UserError, match='decoder_extra'):
-    reading.from_file(published.read(str(path), None), fields={'heads': 2})
+    reading.from_file(files.read(str(path), None), fields={'heads': 2})

@@ -23,18 +23,15 @@ from esvit_jax.models.backbone import Features
 from esvit_jax.models.classifier import Classifier
 from esvit_jax.models.positions import mae_table, moco_table
 from esvit_jax.weights import (
-  arguments,
   directory,
   export,
   loading,
-  masks,
   networks,
-  published,
   reading,
-  shapes,
   writing,
 )
 from esvit_jax.weights.networks import Weights
+from esvit_jax.weights.published import arguments, files, masks, shapes
 
 BATCHES = 1234  # that the batch norms have seen
 
@@ -187,7 +184,7 @@ def test_written_is_what_was_read(family):
   tree, fields = FAMILIES[family]
   tree = tree()
   (expected,) = tree.values()
-  weights = reading.from_file(published.recognise(tree), 'auto', fields)
+  weights = reading.from_file(files.recognise(tree), 'auto', fields)
   same(writing.to_published(weights), expected)
 
 
@@ -196,7 +193,7 @@ def test_through_directories_and_files_too(tmp_path):
   arrays = esvit('cvt_tiny') | prefixed(head(768, True), 'head.')
   centre = np.arange(head(1)['last_layer.weight_g'].size, dtype='f4')[None]
   tree = {'student': arrays, 'teacher': arrays, 'dino_loss': {'center': centre}}
-  weights = reading.from_file(published.recognise(tree))
+  weights = reading.from_file(files.recognise(tree))
   run, file = str(tmp_path / 'run'), str(tmp_path / 'a.safetensors')
   directory.write(run, weights, 'a.pth')
   again = directory.read(run)
@@ -216,7 +213,7 @@ def test_esvits_resnet_keeps_its_wrapper():
   arrays = esvit('resnet50')
   heads = prefixed(head(2048), 'head.')
   state = prefixed(arrays, 'backbone.backbone.') | heads
-  file = published.recognise({'teacher': prefixed(state, 'module.')})
+  file = files.recognise({'teacher': prefixed(state, 'module.')})
   weights = reading.from_file(file, 'teacher')
   back = writing.to_published(weights, prefix='backbone.backbone.')
   assert back.keys() == state.keys()
@@ -225,7 +222,7 @@ def test_esvits_resnet_keeps_its_wrapper():
 
 def test_mocos_two_networks_are_in_one_state_dict():
   state = mae_sit('moco', table=moco_table)
-  file = published.recognise({'state_dict': prefixed(state, 'module.')})
+  file = files.recognise({'state_dict': prefixed(state, 'module.')})
   weights = reading.from_file(file)
   assert weights.handed_on == 'student'
   same(writing.to_published(weights, 'both'), state)
@@ -233,7 +230,7 @@ def test_mocos_two_networks_are_in_one_state_dict():
 
 def test_distilled_students_name_the_teacher_that_is_left_out():
   state = mae_sit('dmae')
-  file = published.recognise({'model': prefixed(state, 'module.')})
+  file = files.recognise({'model': prefixed(state, 'module.')})
   (note,) = [n for n in file.notes if 'frozen teacher' in n]
   count = sum(k.startswith('tch_model.') for k in state)
   assert f'{count} arrays tch_model.*' in note
@@ -307,7 +304,7 @@ def test_fine_tuned_networks_have_a_published_layout(weights, expected):
   fields = {'heads': heads} if 'depths' not in weights.about['model'] else {}
   if weights.about['model']['name'] == 'resnet50':
     fields = {}
-  file = published.recognise({'model': arrays})
+  file = files.recognise({'model': arrays})
   same(writing.to_published(reading.from_file(file, fields=fields)), arrays)
 
 
@@ -318,7 +315,7 @@ def test_the_view_of_a_fine_tuned_mae_is_its_own_feature():
   """fc_norm of the mean of the patches, as its head sees it."""
   golden, _ = golden_mae_sit.load('vit_tiny_gap')
   images = golden_mae_sit.normal('vit_img', (2, 3, 224, 224))
-  file = published.recognise({'model': mae_sit('vit_tiny_gap')})
+  file = files.recognise({'model': mae_sit('vit_tiny_gap')})
   weights = reading.from_file(file, 'auto', {'heads': 12})
   assert weights.about['model']['pool'] == 'mean'
   out = networks.forward(weights.backbone)(
@@ -407,7 +404,7 @@ def test_dinos_resize_is_known_for_its_files():
       k if k.startswith('head.') else prefix + k: v for k, v in arrays.items()
     }
     tree = {'teacher': state} | ({'args': args} if args else {})
-    weights = reading.from_file(published.recognise(tree), 'auto', {'heads': 3})
+    weights = reading.from_file(files.recognise(tree), 'auto', {'heads': 3})
     assert weights.about['model']['resize_extra'] == extra
 
 
@@ -416,7 +413,7 @@ def test_a_mask_of_other_windows_is_refused():
   key = 'layers.1.blocks.1.attn_mask'
   arrays[key] = arrays[key][::-1]
   with pytest.raises(UserError, match=f'{key} is not the mask'):
-    reading.from_file(published.recognise({'model': arrays}))
+    reading.from_file(files.recognise({'model': arrays}))
   module = models.build({'name': 'swin', **SWIN})
   same(masks.of(module), swin_masks())
 
@@ -432,7 +429,7 @@ def test_a_mask_of_other_windows_is_refused():
 def test_names_of_other_libraries_get_advice_that_helps(library, key):
   tree = {key: np.zeros((3, 3), 'f4')}
   with pytest.raises(UserError, match=library) as error:
-    reading.from_file(published.recognise(tree))
+    reading.from_file(files.recognise(tree))
   assert '--arch' not in str(error.value)
 
 
@@ -552,14 +549,14 @@ def test_windows_ask_for_the_image_size_where_one_helps(rows, words):
       arrays[f'{at}_bias_table'] = np.zeros((side**2, heads), 'f4')
       arrays.pop(f'{at}_index')
   with pytest.raises(UserError, match=words):
-    reading.from_file(published.recognise({'model': arrays}))
+    reading.from_file(files.recognise({'model': arrays}))
 
 
 def test_a_file_of_two_types_of_mask_asks_for_its_size():
   arrays = esvit('swin_small24_w7') | swin_masks()
   del arrays['layers.2.blocks.1.attn_mask']
   with pytest.raises(UserError, match='it has 2 attn_mask, not the 3'):
-    reading.from_file(published.recognise({'model': arrays}))
+    reading.from_file(files.recognise({'model': arrays}))
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from esvit_jax import data, models, sharding
 from esvit_jax.errors import UserError
 from esvit_jax.models import chunks, longformer
 from esvit_jax.run import jobs
-from esvit_jax.weights import architecture, export, families, shapes, tables
+from esvit_jax.weights import architecture, export, tables
 from esvit_jax.weights.networks import Weights
+from esvit_jax.weights.published import families, shapes
 
 KEY = jax.random.key(0)
 # All kinds of stages; maps of 10, 5 and 2 tokens at the reference size.

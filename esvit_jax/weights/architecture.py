@@ -12,7 +12,8 @@ from esvit_jax import models
 from esvit_jax.errors import UserError
 from esvit_jax.models.backbone import IMAGE_SIZE
 from esvit_jax.models.heads import DINOHead
-from esvit_jax.weights import accounting, families
+from esvit_jax.weights import accounting
+from esvit_jax.weights.published import families
 
 HEAD_FIELDS = ('out_dim', 'hidden', 'bottleneck', 'layers', 'use_bn')
 # Larger than any published value; larger ones ask for hours or terabytes.

@@ -9,7 +9,7 @@ from esvit_jax.errors import UserError
 from esvit_jax.weights import place, writing
 from esvit_jax.weights.handover import AUTO
 from esvit_jax.weights.networks import Weights
-from esvit_jax.weights.published import FORMAT, OWN
+from esvit_jax.weights.published.files import FORMAT, OWN
 
 
 def save(

@@ -8,15 +8,10 @@ import jax.numpy as jnp
 
 from esvit_jax import models
 from esvit_jax.errors import UserError
-from esvit_jax.weights import (
-  architecture,
-  directory,
-  families,
-  published,
-  reading,
-)
+from esvit_jax.weights import architecture, directory, reading
 from esvit_jax.weights.handover import AUTO, NETWORKS
 from esvit_jax.weights.networks import Weights, forward
+from esvit_jax.weights.published import families, files
 from esvit_jax.weights.tables import listed
 
 
@@ -38,7 +33,7 @@ def load(
   """
   path = os.fspath(path)
   if not os.path.isdir(path):
-    return reading.from_file(published.read(path), which, fields)
+    return reading.from_file(files.read(path), which, fields)
   weights = directory.read(path, which)
   try:
     reading.agree(weights.about['model'], fields or {})

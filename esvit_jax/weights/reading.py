@@ -7,22 +7,20 @@ import numpy as np
 from flax import traverse_util
 
 from esvit_jax.errors import UserError
-from esvit_jax.weights import (
-  accounting,
-  architecture,
-  arguments,
-  families,
-  masks,
-  parts,
-  published,
-  shapes,
-  tables,
-)
+from esvit_jax.weights import accounting, architecture, tables
 from esvit_jax.weights.accounting import Account, Allowed, Part
 from esvit_jax.weights.handover import AUTO, NETWORKS, handed_on
 from esvit_jax.weights.networks import POOLED_NORM, Weights
-from esvit_jax.weights.parts import HEADS
-from esvit_jax.weights.published import CENTRES, OWN
+from esvit_jax.weights.published import (
+  arguments,
+  families,
+  files,
+  masks,
+  parts,
+  shapes,
+)
+from esvit_jax.weights.published.files import CENTRES, OWN
+from esvit_jax.weights.published.parts import HEADS
 from esvit_jax.weights.tables import Arrays
 
 # What is taken over of our own description of a file.
@@ -37,7 +35,7 @@ _COUNT = 'num_batches_tracked'
 
 
 def from_file(
-  file: published.File,
+  file: files.File,
   which: str = 'both',
   fields: Mapping | None = None,
   allowed: Allowed | None = None,
@@ -45,7 +43,7 @@ def from_file(
   """The weights of a published file, every key of it accounted for.
 
   Args:
-    file: as `published.read` gives it.
+    file: as `files.read` gives it.
     which: 'student', 'teacher', 'both' or 'auto'; a file of one unnamed
       network has it as either.
     fields: of the backbone. Without a name, the file's own description is
@@ -112,7 +110,7 @@ def agree(model: Mapping, fields: Mapping) -> None:
       raise UserError(f'it says itself that its {field} is {own}, not {listed}')
 
 
-def _selected(file: published.File, which: str) -> dict[str, Arrays]:
+def _selected(file: files.File, which: str) -> dict[str, Arrays]:
   """The networks asked for; one unnamed network is 'model' or as asked."""
   networks = dict(file.networks)
   if which == AUTO:
@@ -171,7 +169,7 @@ def _config(arrays, fields, file, notes) -> dict:
   return config
 
 
-def _evidence(arrays: Arrays, file: published.File, notes: list[str]) -> dict:
+def _evidence(arrays: Arrays, file: files.File, notes: list[str]) -> dict:
   """Fields of the backbone that its surroundings tell, not its arrays."""
   family = families.of_keys(arrays)
   known, more = arguments.fields(file.arguments, family, file.method)

@@ -5,11 +5,12 @@ from flax import traverse_util
 
 from esvit_jax.models import Swin
 from esvit_jax.models.windows import stage_window
-from esvit_jax.weights import architecture, families, masks, parts, tables
+from esvit_jax.weights import architecture, tables
 from esvit_jax.weights.handover import AUTO
 from esvit_jax.weights.networks import POOLED_NORM, Weights
-from esvit_jax.weights.parts import HEADS
-from esvit_jax.weights.published import CENTRES, OWN
+from esvit_jax.weights.published import families, masks, parts
+from esvit_jax.weights.published.files import CENTRES, OWN
+from esvit_jax.weights.published.parts import HEADS
 from esvit_jax.weights.tables import Arrays
 
 _MOCO = {'student': 'base_encoder.', 'teacher': 'momentum_encoder.'}
@@ -147,4 +148,4 @@ def _constructor(module: Swin) -> list[str]:
   fitting = next((s for s in sizes if published_windows(s) == ours), None)
   if fitting:
     return [f'{text}: build it there with img_size={fitting}']
-  return [f'{text}, at no img_size: the file loads here, not there']
+  return [f'{text}, and no img_size gives these: the file loads here only']

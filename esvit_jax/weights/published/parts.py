@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from esvit_jax.weights import families
+from esvit_jax.weights.published import families
 from esvit_jax.weights.tables import Arrays
 
 HEADS = ('head', 'head_dense')  # DINO's

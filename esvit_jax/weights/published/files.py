@@ -14,8 +14,8 @@ import numpy as np
 import safetensors
 
 from esvit_jax.errors import UserError
-from esvit_jax.weights import arguments, parts
 from esvit_jax.weights.handover import NETWORKS
+from esvit_jax.weights.published import arguments, parts
 from esvit_jax.weights.tables import Arrays
 from esvit_jax.weights.torch import file as torch_file
 

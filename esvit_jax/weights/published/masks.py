@@ -13,7 +13,7 @@ from esvit_jax.errors import UserError
 from esvit_jax.models import Swin
 from esvit_jax.models.swin import MASKED
 from esvit_jax.models.windows import stage_window, window_parts
-from esvit_jax.weights import families
+from esvit_jax.weights.published import families
 from esvit_jax.weights.tables import Arrays
 
 KEY = 'attn_mask'

@@ -12,7 +12,13 @@ from esvit_jax import models
 from esvit_jax.errors import UserError
 from esvit_jax.models.positions import mae_table, moco_table
 from esvit_jax.models.windows import stage_window
-from esvit_jax.weights.families import KEYS, NAMES, OpenError, ask, of_keys
+from esvit_jax.weights.published.families import (
+  KEYS,
+  NAMES,
+  OpenError,
+  ask,
+  of_keys,
+)
 
 # Parts of keys by which other libraries' names are known.
 _FOREIGN = {

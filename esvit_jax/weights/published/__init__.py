@@ -1,0 +1,1 @@
+"""Files of published networks, recognised by their keys and shapes."""
