@@ -21,7 +21,7 @@ import optax
 
 from esvit_jax import augment, evals, protocols, sharding
 from esvit_jax import state as state_lib
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, require_local
 from esvit_jax.run import jobs, limits
 from esvit_jax.workdir import terminal
 
@@ -133,6 +133,7 @@ def evaluation(config, directory: str = '') -> dict:
 def _claim(directory: str) -> None:
   """Makes the directory, before anything is measured."""
   if directory:
+    require_local(directory, '--workdir')
     try:
       os.makedirs(directory, exist_ok=True)
     except OSError as e:
@@ -157,7 +158,10 @@ def synthetic_job(config, mesh) -> jobs.Job:
   """A job whose images are noise of the config's canvas."""
   canvas = config.data.canvas or config.views.globals.size
   source = SimpleNamespace(
-    canvas=augment.view_size(canvas), classes=range(CLASSES), label_shape=()
+    canvas=augment.view_size(canvas),
+    classes=range(CLASSES),
+    label_shape=(),
+    segmentation=None,
   )
   return jobs.plan(config, mesh, {'train': source, 'test': None}, HORIZON)
 

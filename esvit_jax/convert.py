@@ -12,7 +12,7 @@ import ast
 import os
 import sys
 
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, require_local
 from esvit_jax.weights import (
   certificate,
   directory,
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
 
 def run(args: argparse.Namespace) -> None:
   """Reads, converts, writes and certifies."""
+  require_local(args.out, 'OUT')
   single = args.out.endswith('.safetensors')
   which = args.which or ('auto' if single else 'both')
   place.check_free(args.out)

@@ -8,6 +8,22 @@ class UserError(ValueError):
   """
 
 
+def require_local(path: str, field: str) -> str:
+  """The path of a file or folder; `field` is how the user gave it.
+
+  Raises:
+    UserError: it is a URL such as gs://bucket/run. Locks, metrics and pages are
+      written as files, and images are read as such.
+  """
+  if '://' in path:
+    raise UserError(
+      f'{field} is {path}: buckets and other URLs are not opened directly. '
+      'Mount it (gcsfuse, mountpoint-s3, hdfs-fuse) or copy it, and name the '
+      'folder'
+    )
+  return path
+
+
 def in_one_line(error: Exception) -> str:
   """'TypeError: what it says', at most 300 characters of it."""
   return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]

@@ -10,7 +10,7 @@ import os
 import sys
 
 from esvit_jax import protocols, report, workdir
-from esvit_jax.errors import Stopped, UserError
+from esvit_jax.errors import Stopped, UserError, require_local
 from esvit_jax.workdir import figures, provenance, terminal
 
 
@@ -32,6 +32,7 @@ def run(config, directory: str = '', out=sys.stdout) -> dict:
   if config.task not in protocols.PROTOCOLS:
     names = ', '.join(protocols.PROTOCOLS)
     raise UserError(f"no evaluation '{config.task}': choose from {names}")
+  require_local(directory, '--workdir')
   try:
     result = protocols.PROTOCOLS[config.task](config, directory, out)
   except Stopped:

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from esvit_jax import train
+from configs.eval import knn
+from esvit_jax import bench, evaluate, train
 from esvit_jax.errors import UserError
+from esvit_jax.weights.loading import load
 from esvit_jax.workdir import RENAMED, metrics
 from main import unknown_field
 
@@ -349,3 +351,22 @@ def test_a_finished_run_answers_again(run_dir, images):
   drawn = ('/pictures/', 'report.html')
   kept = [x for x in before if not any(word in x for word in drawn)]
   assert {x: after[x] for x in kept} == {x: before[x] for x in kept}
+
+
+@pytest.mark.parametrize('url', ['gs://bucket/run', 'hdfs://name/run'])
+def test_buckets_are_refused_and_no_folder_is_made(url, monkeypatch):
+  """os.makedirs would make a local folder `gs:`."""
+  monkeypatch.setattr('os.makedirs', lambda *a, **k: pytest.fail('made'))
+  evaluation = knn.get_config()
+  evaluation.checkpoint = url
+  calls = (
+    lambda: train.run(tiny({}), url),
+    lambda: bench.run(tiny({}), url),
+    lambda: evaluate.run(knn.get_config(), url),
+    lambda: evaluate.run(evaluation),
+    lambda: load(url),
+    lambda: train.run(tiny({'data.source': f'folder:{url}'}), 'run'),
+  )
+  for call in calls:
+    with pytest.raises(UserError, match=f'is {url}: buckets and other URLs'):
+      call()

@@ -122,8 +122,8 @@ def test_all_sources_know_the_names(tmp_path):
     ('folder:', 'is a variable of your shell not set'),
     ('list: ', 'is a variable of your shell not set'),
     ('/data/x', "is a path: write 'folder:/data/x'"),
-    ('gs://bucket/x', 'buckets and other URLs are not read'),
-    ('folder:s3://bucket/x', 'buckets and other URLs are not read'),
+    ('gs://bucket/x', 'buckets and other URLs are not opened'),
+    ('folder:s3://bucket/x', 'buckets and other URLs are not opened'),
   ],
 )
 def test_sources_that_name_no_folder(source, words):

@@ -39,7 +39,7 @@ from esvit_jax.data.subset import (
 )
 from esvit_jax.data.survey import survey
 from esvit_jax.data.videos import Video, open_videos
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, require_local
 
 # Each has split_names(place, data_dir) and open_split(place, split, data_dir,
 # canvas, channels), where `place` is what stands after the colon of
@@ -110,7 +110,7 @@ def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
   source = module.open_split(
     place,
     split or config.get('split') or 'train',
-    _local(config.get('data_dir') or None, 'data.data_dir'),
+    require_local(config.get('data_dir') or '', 'data.data_dir') or None,
     canvas,
     channels,
   )
@@ -164,8 +164,7 @@ def _parse(source: str) -> tuple[ModuleType, str]:
       "'embedded', 'scenes', 'folder:/path', 'list:/path', 'masks:/path' or "
       "'tfds:name'"
     )
-    if '://' in source:
-      _local(source, 'data.source')
+    require_local(source, 'data.source')
     if os.path.isdir(os.path.expanduser(source)) or '/' in kind:
       raise UserError(
         f"data.source {source!r} is a path: write 'folder:{source}'"
@@ -178,17 +177,7 @@ def _parse(source: str) -> tuple[ModuleType, str]:
       f'data.source {source!r} names no place after the colon: is a variable '
       'of your shell not set?'
     )
-  return SOURCES[kind], _local(place, 'data.source')
-
-
-def _local(path: str | None, field: str) -> str | None:
-  """The path; a UserError where it is a URL."""
-  if path and '://' in path:
-    raise UserError(
-      f'{field} is {path}: buckets and other URLs are not read directly; mount '
-      'it (gcsfuse, mountpoint-s3, hdfs-fuse) or copy it, and name the folder'
-    )
-  return path
+  return SOURCES[kind], require_local(place, 'data.source')
 
 
 def _canvas(value: Any) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from esvit_jax import augment, data, evals, sharding
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, require_local
 from esvit_jax.models.backbone import IMAGE_SIZE, Features
 from esvit_jax.weights import loading, networks
 
@@ -174,7 +174,7 @@ def without_images(config, directory: str = '') -> Setup:
   Raises:
     UserError: the network cannot be used.
   """
-  path = config.checkpoint
+  path = require_local(config.checkpoint, '--config.checkpoint')
   if path and not os.path.exists(path):
     raise UserError(f'--config.checkpoint={path}: there is no such file')
   if not path:

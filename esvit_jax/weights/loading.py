@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from esvit_jax import models
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, require_local
 from esvit_jax.weights import architecture, directory, reading
 from esvit_jax.weights.handover import AUTO, NETWORKS
 from esvit_jax.weights.networks import Weights, forward
@@ -31,7 +31,7 @@ def load(
   Raises:
     UserError: there are none, not what was asked for, or a choice is open.
   """
-  path = os.fspath(path)
+  path = require_local(os.fspath(path), 'the checkpoint')
   if not os.path.isdir(path):
     return reading.from_file(files.read(path), which, fields)
   weights = directory.read(path, which)

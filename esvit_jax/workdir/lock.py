@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, require_local
 
 # Fields that say how to watch or place a run, not what it computes.
 FREE = (
@@ -36,7 +36,8 @@ RENAMED: dict[str, str] = {
 
 
 def check(path: str, config: dict) -> None:
-  """Raises UserError where `path` holds a run of another config."""
+  """Raises UserError where `path` holds another run, or is no local path."""
+  require_local(path, '--workdir')
   file = os.path.join(path, 'config.json')
   if os.path.exists(path) and not os.path.isdir(path):
     raise UserError(f'--workdir={path} is a file; name a directory')
