@@ -1,14 +1,16 @@
 """Pictures hold what they claim; correspondence gives published values."""
 
+import pathlib
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from esvit_jax.analysis import correspondence
+from esvit_jax.analysis import correspondence, pictures, representation
 from esvit_jax.analysis.plots.correspondence import matches_png
 from esvit_jax.analysis.plots.images import pixels, views_png
+from esvit_jax.models.backbone import Features
 
 
 def read(path) -> np.ndarray:
@@ -133,3 +135,36 @@ def test_views_stand_in_rows_and_columns_pixel_by_pixel(tmp_path):
       assert area == pytest.approx((zoom * size) ** 2, rel=0.05)
     for x in hidden[:, :, 0, 0, 0].ravel():
       assert count.get(round(x * 255), 0) < 100
+
+
+# pictures
+
+
+def test_pictures_have_no_ground_of_their_own(tmp_path):
+  """A page shows them in its light and in its dark colours."""
+  path = tmp_path / 'views.png'
+  views_png(path, {'globals': np.zeros((1, 1, 8, 8, 1))}, (0.5,), (0.2,))
+  with Image.open(path) as image:
+    assert image.mode == 'RGBA'
+    alpha = np.asarray(image)[..., 3]
+  assert alpha[-1, 0] == 0 and alpha[-20, 20] == 255
+
+
+@pytest.mark.parametrize('attends', [False, True])
+def test_backbones_of_one_stage_or_without_attention_are_drawn(
+  tmp_path, attends
+):
+  region = np.random.default_rng(0).random((2, 2, 2, 3)).astype(np.float32)
+  features = Features(region.mean((1, 2)), region, (region,), ())
+  sown = {'mixer0': {'attention': (np.full((2, 1, 2, 4, 4), 0.25),)}}
+  paths = pictures.of_images(
+    tmp_path,
+    lambda images: (features, sown if attends else {}),
+    np.zeros((2, 8, 8, 3)),
+    (0.5,) * 3,
+    (0.2,) * 3,
+  )
+  names = [pathlib.Path(x).name for x in paths]
+  assert names == ['pca.png', *(['attention.png'] if attends else [])]
+  assert all(pathlib.Path(x).exists() for x in paths)
+  assert representation.layer_names(features, sown) == ['stage0', 'output']

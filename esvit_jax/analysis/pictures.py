@@ -111,12 +111,7 @@ def draw(job, state, inspect, gallery, folder: str) -> list[str]:
   if job.method.show is not None:
     paths += _shown(job, state, first, folder)
 
-  teaches = job.method.network == 'teacher'
-  params = state.teacher if teaches else state.params
-  stats = state.extra[job.method.network]
-  variables = {'params': params['backbone']}
-  if 'backbone' in stats:
-    variables['batch_stats'] = stats['backbone']
+  variables = _variables(job.method, state)
 
   def look(images):
     return jax.device_get(inspect(variables, images))
@@ -131,6 +126,16 @@ def draw(job, state, inspect, gallery, folder: str) -> list[str]:
   if gallery is not None:
     paths += of_gallery(folder, gallery, c.mean, c.std)[0]
   return paths
+
+
+def _variables(method, state) -> dict:
+  """Of the backbone that is handed on."""
+  params = state.teacher if method.network == 'teacher' else state.params
+  stats = state.extra[method.network]
+  variables = {'params': params['backbone']}
+  if 'backbone' in stats:
+    variables['batch_stats'] = stats['backbone']
+  return variables
 
 
 def of_images(folder, look, images, mean, std) -> list[str]:

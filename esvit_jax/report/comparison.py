@@ -2,21 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from esvit_jax.report import tables
 from esvit_jax.report.records import Figure, Record
 from esvit_jax.workdir.figures import title
 
 ORIGIN = ('git', 'devices', 'processes')  # of run.json: what may matter
-
-
-class Cell(NamedTuple):
-  """A figure of one run; the best score of a row is marked."""
-
-  text: str
-  note: str = ''
-  best: bool = False
 
 
 def distinct(runs: Sequence[Record]) -> list[Record]:
@@ -30,24 +21,26 @@ def distinct(runs: Sequence[Record]) -> list[Record]:
   return [run._replace(name=name) for run, name in zip(runs, names)]
 
 
-def headline(runs: Sequence[Record]) -> list[tuple[str, list[Cell]]]:
-  """(figure, a cell for each run), the status first."""
+def headline(runs: Sequence[Record]) -> tables.Table:
+  """The newest figures, a column for each run; the status first."""
   by_run = [{x.label: x for x in run.headline()} for run in runs]
-  rows = [('status', [Cell(run.status[1]) for run in runs])]
+  rows = [['status', *(run.status[1] for run in runs)]]
   for label in dict.fromkeys(label for figures in by_run for label in figures):
     figures = [x.get(label, Figure(label, None)) for x in by_run]
     if any(x.value is not None for x in figures):
-      rows.append((label, _cells(figures)))
-  return rows
+      rows.append([label, *_cells(figures)])
+  columns = [tables.Column(title, '') for title in ('', *_names(runs))]
+  return tables.Table(columns, rows, 'The newest figures of each run')
 
 
-def _cells(figures: Sequence[Figure]) -> list[Cell]:
+def _cells(figures: Sequence[Figure]) -> list[tables.Cell | str]:
+  """The best score is marked, unless all are alike."""
   scores = [x.value for x in figures if x.unit == '%' and x.value is not None]
   best = max(scores) if len(set(scores)) > 1 else None
   return [
-    Cell('–')
+    tables.value(None)
     if x.value is None
-    else Cell(f'{x.text} {x.sign}'.strip(), x.note, x.value == best)
+    else tables.Cell(f'{x.text} {x.sign}'.strip(), x.note, x.value == best)
     for x in figures
   ]
 

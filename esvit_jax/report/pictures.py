@@ -51,6 +51,16 @@ CAPTIONS = {
     'Features in two dimensions: neighbours are similar, distances between '
     'groups mean little.',
   ),
+  'segmentation': (
+    'Segmentation of frozen features',
+    'Images, their masks, and what a linear read-out of the features makes '
+    'of them.',
+  ),
+  'propagation': (
+    'Propagated masks',
+    'Frames of a video, their masks, and the masks propagated from the first '
+    'frame.',
+  ),
   'heads': (
     'Attention heads',
     'Entropy and distance of the attention of each head, block by block.',

@@ -11,11 +11,19 @@ class Column(NamedTuple):
   style: str
 
 
+class Cell(NamedTuple):
+  """Text with a note below it, and whether it is the best of its row."""
+
+  text: str
+  note: str = ''
+  best: bool = False
+
+
 class Table(NamedTuple):
   """Formatted cells; the first of a row names it."""
 
   columns: list[Column]
-  rows: list[list[str]]
+  rows: list[list[str | Cell]]
   caption: str = ''
 
 

@@ -11,6 +11,17 @@ TITLES = {
   'map_11': 'mean average precision at 11 points, %',
   'roc_auc': 'area under the ROC curve, %',
   'accuracy': 'accuracy, %',
+  'JF': 'J&F, %',
+  'J': 'region similarity J, %',
+  'F': 'contour accuracy F, %',
+  'J_recall': 'recall of J, %',
+  'F_recall': 'recall of F, %',
+  'J_decay': 'decay of J, %',
+  'F_decay': 'decay of F, %',
+  'miou': 'mean IoU, %',
+  'pixel_accuracy': 'accuracy of pixels, %',
+  'mean_accuracy': 'accuracy of pixels, mean over classes, %',
+  'void_percent': 'pixels without a class, %',
   'chance': 'chance, %',
   'random_init': 'untrained network, %',
   'raw_pixels': 'raw pixels, %',
@@ -28,6 +39,7 @@ TITLES = {
   'mean': 'mean over sets, %',
   'images': 'images',
   'train_images': 'training images',
+  'test_images': 'test images',
 }
 
 
