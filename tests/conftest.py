@@ -1,6 +1,8 @@
 """Eight virtual devices, strict broadcasting, quick compilation."""
 
 import atexit
+import fcntl
+import io
 import os
 import shutil
 import tempfile
@@ -16,6 +18,7 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   atexit.register(shutil.rmtree, cache, ignore_errors=True)
 
 import jax
+import pytest
 
 flags = [
   '--xla_cpu_opt_preset=FAST_COMPILE',
@@ -27,3 +30,23 @@ os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *flags])
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='session')
+def tiny_run(tmp_path_factory) -> str:
+  """Directory of a finished tiny run, for all workers: copy it to write."""
+  from runs import tiny
+
+  from esvit_jax import train
+
+  root = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    root = root.parent
+  directory = root / 'tiny_run'
+  with open(root / 'tiny_run.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not directory.exists():
+      unfinished = str(tmp_path_factory.mktemp('run') / 'a')
+      train.run(tiny(), unfinished, io.StringIO())
+      os.rename(unfinished, directory)
+  return str(directory)

@@ -14,6 +14,8 @@ def tiny(**changes):
   config.steps = STEPS
   config.log_every = 1
   config.eval.pictures = False
+  config.eval.at_ends = 'knn'
+  config.model.depths, config.model.heads = (1, 1), (1, 2)
   config.model.drop_path = 0.5
   config.update(changes)
   return config

@@ -7,23 +7,15 @@ import numpy as np
 import pytest
 from davis import write_davis
 from PIL import Image
-from runs import tiny
 
 from configs.eval import propagation, segmentation
-from esvit_jax import data, evaluate, train
+from esvit_jax import data, evaluate
 from esvit_jax.errors import UserError
 
 
-@pytest.fixture(scope='module')
-def run_dir(tmp_path_factory):
-  directory = str(tmp_path_factory.mktemp('run') / 'a')
-  train.run(tiny(), directory, io.StringIO())
-  return directory
-
-
-def config_of(run_dir, **data):
+def config_of(tiny_run, **data):
   c = segmentation.get_config()
-  c.checkpoint = run_dir
+  c.checkpoint = tiny_run
   c.batch_size = 8
   c.data.workers = 2
   c.data.update(data)
@@ -53,10 +45,10 @@ def two_greys(tmp_path_factory):
 
 
 def test_every_pixel_is_told_where_its_brightness_tells(
-  run_dir, two_greys, tmp_path
+  tiny_run, two_greys, tmp_path
 ):
   out = io.StringIO()
-  config = config_of(run_dir, source=f'masks:{two_greys}')
+  config = config_of(tiny_run, source=f'masks:{two_greys}')
   config.size = 64
   figures = evaluate.run(config, str(tmp_path), out)
   raw = next(r for r in figures['table'] if r['network'] == 'raw patches')
@@ -74,18 +66,18 @@ def test_every_pixel_is_told_where_its_brightness_tells(
   assert {r['features'] for r in figures['table']} == {'4 px', '8 px', 'all'}
 
 
-def test_views_that_do_not_divide_are_refused(run_dir, tmp_path):
-  config = config_of(run_dir)
+def test_views_that_do_not_divide_are_refused(tiny_run, tmp_path):
+  config = config_of(tiny_run)
   config.size = 92  # 23 tokens, then 12: the last one is half
   with pytest.raises(UserError, match='multiple of the coarsest stride'):
     evaluate.run(config, str(tmp_path), io.StringIO())
 
 
-def test_it_takes_masks_and_a_test_split(run_dir, tmp_path):
-  config = config_of(run_dir, source='embedded')
+def test_it_takes_masks_and_a_test_split(tiny_run, tmp_path):
+  config = config_of(tiny_run, source='embedded')
   with pytest.raises(UserError, match='has no masks'):
     evaluate.run(config, str(tmp_path), io.StringIO())
-  config = config_of(run_dir, test_split='')
+  config = config_of(tiny_run, test_split='')
   with pytest.raises(UserError, match='no test split'):
     evaluate.run(config, str(tmp_path), io.StringIO())
 
@@ -103,11 +95,11 @@ def squares() -> data.Video:
   return data.Video('squares', frames + noise.astype(np.uint8), objects)
 
 
-def test_what_looks_alike_is_followed(run_dir, tmp_path):
+def test_what_looks_alike_is_followed(tiny_run, tmp_path):
   out = io.StringIO()
   write_davis(tmp_path / 'davis', [squares()])
   config = propagation.get_config('davis')
-  config.checkpoint = run_dir
+  config.checkpoint = tiny_run
   config.data.source = f'davis:{tmp_path / "davis"}'
   config.size, config.propagation.multiple = 64, 32
   figures = evaluate.run(config, str(tmp_path / 'x'), out)

@@ -73,6 +73,7 @@ def one_device():
   return sharding.mesh(jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_eight_devices_are_one():
   """Everything at once, the average of the weights included."""
   c = config('impr,debug', **EVERYTHING, **{'ema.decay': 0.75})
