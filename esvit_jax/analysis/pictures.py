@@ -24,6 +24,7 @@ from esvit_jax.evals.neighbours import nearest_others
 IMAGES = 8
 MAPPED = 1000  # images on the map; t-SNE takes seconds
 ATTENDED = 3  # images whose attention is shown
+RECONSTRUCTED = 4  # images that a method shows its work on
 QUERIES, NEAREST = 5, 5  # images whose neighbours are shown, and how many
 JUDGED = 500  # images whose neighbours' labels are counted
 SHARE = 0.01  # of a run's time that pictures may take
@@ -220,5 +221,5 @@ def _shown(job, state, views, folder: str) -> list[str]:
   shown = jax.device_get(show(state, views, job.key))
   for name, images in shown.items():
     paths.append(os.path.join(folder, f'{name}.png'))
-    columns_png(paths[-1], titles[name], images, c.mean, c.std)
+    columns_png(paths[-1], titles[name], images[:RECONSTRUCTED], c.mean, c.std)
   return paths
