@@ -5,20 +5,25 @@ what you can mend, said in one line. All logic is in `esvit_jax`, ready for
 Colab: `esvit_jax.train.run(config, workdir)`.
 """
 
+import ast
+import difflib
 import pathlib
 import re
 import sys
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from esvit_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
-  'A file of configs/, with :variant where it has some. Its fields, listed in '
-  'configs/common.py, are set by --config.FIELD=VALUE.',
+  'A file of configs/, with :variant where it has some. Its fields are set by '
+  '--config.FIELD=VALUE: configs/common.py lists those of every run, the file '
+  'itself those of its method, models/ those of the network.',
+  lock_config=False,
+  accept_new_attributes=True,
 )
 WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Run directory; the same command again resumes.'
@@ -44,7 +49,7 @@ def main(argv: list[str]) -> int:
   """Runs the command line; returns the exit code."""
   try:
     if any(arg in ('--help', '-h', '-help') for arg in argv[1:]):
-      print(f'{__doc__}\nFlags:\n{flags.FLAGS.main_module_help()}')
+      print(help_text())
       return 0
     config = parse(argv)
     if DISTRIBUTED.value or COORDINATOR.value:
@@ -78,8 +83,9 @@ def parse(argv: list[str]):
   """The config; None where none is needed. Raises UserError for bad flags."""
   try:
     rest = flags.FLAGS(argv)
-    config = CONFIG.value
+    config, unknown = CONFIG.value, None
     if config is not None:
+      unknown = unknown_field(argv)
       config.lock()
   except Exception as e:  # a config file can raise anything
     raise UserError(_explain(e, argv)) from e
@@ -91,6 +97,8 @@ def parse(argv: list[str]):
     return None
   if config is None:
     raise UserError('no --config; try --config=configs/quickstart.py')
+  if unknown:
+    raise UserError(unknown)
   for field, value in flags.FLAGS['config'].override_values.items():
     if isinstance(value, tuple) and any(isinstance(x, str) for x in value):
       raise UserError(
@@ -111,15 +119,10 @@ def _explain(error: Exception, argv: list[str]) -> str:
     line = text.splitlines()[-1].removeprefix('ValueError: ')
     return f'{line} (see --help)'
   if isinstance(error, OSError):
-    here = pathlib.Path(__file__).parent / 'configs'
-    names = sorted(x.name for x in here.glob('[!_]*.py') if x.stem != 'common')
-    given = re.search(r'--?config[= ](.*?)(:| |$)', ' '.join(argv))
-    return (
-      f"no config file '{given[1] if given else ''}': configs/ has "
-      f'{", ".join(names)}'
-    )
-  if isinstance(error, (AttributeError, KeyError)):
-    return unknown_field(text, argv)
+    return no_file(config_path(argv))
+  wrong_type = isinstance(error, (AttributeError, KeyError, TypeError))
+  if wrong_type and (unknown := unknown_field(argv)):
+    return unknown
   value = re.match('flag --(.*?)=(.*?): ', text)
   if value and (kind := KINDS.get(flags.FLAGS[value[1]].flag_type())):
     return f"--{value[1]} is '{value[2]}': give {kind}"
@@ -128,20 +131,73 @@ def _explain(error: Exception, argv: list[str]) -> str:
   return f'{" ".join(text.split())} (see --help)'
 
 
-def unknown_field(text: str, argv: list[str]) -> str:
-  """Which field of the config there is not, and which may be meant."""
+def config_path(argv: list[str]) -> str:
+  """What --config says: a file, perhaps with :variant."""
+  given = re.search(r'--?config[= ](\S*)', ' '.join(argv))
+  return given[1] if given else ''
+
+
+def unknown_field(argv: list[str]) -> str | None:
+  """Says which overridden field the config does not have, if there is one.
+
+  The network's own fields are checked where it is built.
+  """
   from esvit_jax.workdir import RENAMED
 
-  close = re.search('mean "(.*?)" instead of "(.*?)"', text)
-  right, wrong = close.groups() if close else ('', text.split()[-1])
-  wrong = wrong.strip('\'"')
-  fields = [x.partition('=')[0].partition('config.')[2] for x in argv]
-  field = next((x for x in fields if wrong in x.split('.')), wrong)
-  if field in RENAMED:
-    return f"config has no field '{field}': it is now '{RENAMED[field]}'"
-  right = '.'.join(right if x == wrong else x for x in field.split('.'))
-  hint = f"did you mean '{right}'? (see --help)" if close else 'see --help'
-  return f"config has no field '{field}': {hint}"
+  config = flags.FLAGS['config'].parser.parse(config_path(argv))
+  for argument in argv[1:]:
+    given = re.match(r'--?(?:no)?config\.([\w.]+)', argument)
+    parts, section = given[1].split('.') if given else [], config
+    for i, part in enumerate(parts):
+      names = list(section) if isinstance(section, ConfigDict) else []
+      if part in names:
+        section = section[part]
+        continue
+      if parts[i - 1 :] == ['model', part] and names:
+        break
+      if given[1] in RENAMED:
+        hint = f"it is now '{RENAMED[given[1]]}'"
+      elif close := difflib.get_close_matches(part, names, 1):
+        right = '.'.join([*parts[:i], *close, *parts[i + 1 :]])
+        hint = f"did you mean '{right}'? (see --help)"
+      else:
+        hint = 'see --help'
+      return f"config has no field '{given[1]}': {hint}"
+  return None
+
+
+def config_files() -> dict[str, pathlib.Path]:
+  """Path below this file -> file, of all that --config takes."""
+  root = pathlib.Path(__file__).parent
+  return {
+    str(file.relative_to(root)): file
+    for folder in ('configs', 'configs/eval')
+    for file in sorted((root / folder).glob('[!_]*.py'))
+    if file.stem != 'common'
+  }
+
+
+def no_file(path: str) -> str:
+  """Says that --config names no file, and which may be meant."""
+  file, comma, variant = path.partition(',')
+  files = config_files()
+  if comma and file in files:
+    return f"no config file '{path}': variants follow a colon, {file}:{variant}"
+  file = path.partition(':')[0]
+  stems = {pathlib.Path(name).stem: name for name in files}
+  close = difflib.get_close_matches(pathlib.Path(file).stem, stems, 1)
+  if close:
+    return f"no config file '{file}': did you mean {stems[close[0]]}?"
+  return f"no config file '{file}': choose from {', '.join(files)}"
+
+
+def help_text() -> str:
+  """What --help prints: the command, its flags, and all configs."""
+  lines = [__doc__, 'Flags:', flags.FLAGS.main_module_help(), '', 'Configs:']
+  for name, file in config_files().items():
+    doc = ast.get_docstring(ast.parse(file.read_text(encoding='utf-8')))
+    lines += [f'  {name}', f'    {doc.splitlines()[0]}']
+  return '\n'.join(lines)
 
 
 if __name__ == '__main__':

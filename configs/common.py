@@ -34,7 +34,9 @@ def base() -> ConfigDict:
   c.views = ConfigDict()
 
   c.model = ConfigDict()
-  c.model.name = 'swin_tiny'
+  # Any field of the backbone can be added: --config.model.window=14.
+  c.model.name = 'swin_tiny'  # of models.BACKBONES
+  c.model.debug = False  # the backbone's own small size, for images of 28 px
   c.model.drop_path = 0.1
   c.model.dtype = 'bfloat16'  # of activations; parameters stay float32
   c.model.remat = False
@@ -131,29 +133,6 @@ def variant(arg: str | None, table: dict, default: str):
   return table[names[0]], debug
 
 
-# Networks for images of 28 px, by the first word of the name.
-_TWO_STAGES = {'dims': (16, 32), 'depths': (1, 2), 'heads': (1, 2)}
-_VIT = {'name': 'vit', 'dim': 32, 'depth': 2, 'heads': 2, 'patch': 4}
-SMALL = {
-  'swin': {'name': 'swin', **_TWO_STAGES, 'window': 7, 'patch': 4},
-  'cvt': {'name': 'cvt', **_TWO_STAGES},
-  'vil': {
-    'name': 'vil',
-    **_TWO_STAGES,
-    'sparse': (True, False),
-    'global_tokens': (1, 0),
-    'patches': (4, 2),
-    'window': 3,
-  },
-  'resnet': {'name': 'resnet', 'depths': (1, 1), 'width': 8},
-  'vit': _VIT,
-  'mae': _VIT | {'positions': 'mae', 'init_scale': 'mae', 'pool': 'mean'},
-  'moco': _VIT | {'positions': 'moco', 'init_scale': 'moco'},
-}
-for _row in SMALL.values():
-  _row['image_size'] = 28
-
-
 def shrink(c: ConfigDict) -> ConfigDict:
   """Any config in seconds on a laptop: embedded images, a tiny network.
 
@@ -170,8 +149,7 @@ def shrink(c: ConfigDict) -> ConfigDict:
   for name, group in c.views.items():
     group.size = 28 if name == 'globals' else 16
     group.count = min(group.count, 2)
-  name = c.model.name.partition('_')[0].removesuffix('50')
-  c.model.update(SMALL.get(name, SMALL['vit']))
+  c.model.debug = True
   c.model.dtype = 'float32'
   c.optim.warmup_epochs = 0.005  # a few steps: Adam's first would be all sign
   c.eval.size, c.eval.train_images = 28, 256

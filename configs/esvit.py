@@ -19,9 +19,9 @@ from configs import common
 # name: model, fields of it, epoch at which the region task was added to a
 # view-only run (0: both from the start), norm_last_layer, batch size.
 RECIPES = {
-  'swin_tiny': ('swin_tiny', {'window': 7}, 0, False, 512),
-  'swin_small': ('swin_small', {'window': 7, 'drop_path': 0.2}, 0, False, 512),
-  'swin_base': ('swin_base', {'window': 7, 'drop_path': 0.2}, 200, False, 512),
+  'swin_tiny': ('swin_tiny', {}, 0, False, 512),
+  'swin_small': ('swin_small', {'drop_path': 0.2}, 0, False, 512),
+  'swin_base': ('swin_base', {'drop_path': 0.2}, 200, False, 512),
   'swin_tiny_w14': ('swin_tiny', {'window': 14}, 200, False, 512),
   'swin_small_w14': (
     'swin_small',

@@ -35,20 +35,12 @@ def images(c):
   c.save.keep_every_epochs = 0
 
 
-def vit(c):
-  """A small ViT of 12x12 patches."""
-  c.model.name = 'vit'
-  c.model.dim, c.model.depth, c.model.heads = 384, 12, 6
-  c.model.patch, c.model.image_size = 8, 96
-
-
 def mae():
   c = common.base()
   mae_lite.sections(c)
   images(c)
-  vit(c)
   c.views.globals = mae_lite.crop(96)
-  c.model.positions, c.model.pool, c.model.init_scale = 'mae', 'mean', 'mae'
+  c.model.name = 'mae_96'
   c.model.drop_path = 0.0
   c.mae.decoder_dim, c.mae.decoder_heads = 192, 6
   c.optim.warmup_epochs = 5.0
@@ -60,7 +52,7 @@ def sit():
   c = common.base()
   sit_recipe.sections(c)
   images(c)
-  vit(c)
+  c.model.name = 'vit_96'
   c.views.globals = common.view(96, 2, (0.2, 1.0), (0.5, 0.1), (0.0, 0.2))
   c.views.globals.blur_sigma = (0.1, 1.0)
   c.contrast.hidden = 2048
@@ -76,11 +68,7 @@ def esvit(region_weight: float = 0.5):
   for group in c.views.values():
     group.blur_sigma = (0.1, 1.0)  # 2 px suits 224 px views
 
-  # Three stages: 24, 12 and 6 px maps, 36 regions to match.
-  c.model.name = 'swin'
-  c.model.dims, c.model.depths = (96, 192, 384), (2, 2, 6)
-  c.model.heads = (3, 6, 12)
-  c.model.window, c.model.patch, c.model.image_size = 6, 4, 96
+  c.model.name = 'swin_96'  # 36 regions to match
 
   c.head.out_dim, c.head.hidden = 8192, 1024
   c.loss.region_weight = region_weight

@@ -52,9 +52,7 @@ def esvit():
   for group in c.views.values():
     gentle(group)
 
-  c.model.name = 'swin'
-  c.model.dims, c.model.depths, c.model.heads = (32, 64), (1, 1), (2, 2)
-  c.model.window, c.model.patch, c.model.image_size = 7, 4, 28
+  c.model.name = 'swin_28'
   c.model.init_scale = 'fan_in'  # 0.02 learns nothing at this width
   c.model.drop_path = 0.0
 
@@ -78,7 +76,8 @@ def mae():
   c.views.globals = mae_lite.crop(28)
   c.views.globals.scale = (0.6, 1.0)
   c.views.globals.ratio = (1 / 1.1, 1.1)
-  vit(c, 'mae', 'mae', 'mean')
+  c.model.name = 'mae_28'
+  c.model.drop_path = 0.0
   c.mae.norm_pix = False  # small objects on black: a black patch has no norm
   c.mae.decoder_dim, c.mae.decoder_heads = 32, 2
   c.optim.lr = 8e-3  # 2e-3 at batch 64
@@ -88,7 +87,7 @@ def mae():
 
 def moco():
   c = two_views(moco_recipe)
-  vit(c, 'moco', 'moco', 'cls')
+  c.model.name = 'moco_28'
   c.ema.start = 0.95
   c.optim.lr = 0.012  # 3e-3 at batch 64
   c.optim.weight_decay = c.optim.weight_decay_end = 0.05
@@ -97,7 +96,7 @@ def moco():
 
 def sit():
   c = two_views(sit_recipe)
-  vit(c, 'learned', 'fan_in', 'cls')
+  c.model.name = 'vit_28'
   c.ema.start = 0.95
   c.optim.lr = 0.012  # 3e-3 at batch 64
   c.optim.weight_decay_end = 0.04
@@ -112,19 +111,10 @@ def two_views(recipe):
   c.steps = 600
   c.views.globals = common.view(28, 2, (0.6, 1.0), blur=(0.2, 0.02))
   gentle(c.views.globals)
+  c.model.drop_path = 0.0
   c.contrast.hidden, c.contrast.dim = 256, 64
   c.optim.warmup_epochs = 0.77
   return c
-
-
-def vit(c, positions: str, init_scale: str, pool: str) -> None:
-  """A ViT of 7x7 patches."""
-  c.model.name = 'vit'
-  c.model.dim, c.model.depth, c.model.heads = 64, 4, 4
-  c.model.patch, c.model.image_size = 4, 28
-  c.model.positions, c.model.pool = positions, pool
-  c.model.init_scale = init_scale
-  c.model.drop_path = 0.0
 
 
 VARIANTS = {

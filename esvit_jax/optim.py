@@ -30,7 +30,7 @@ DEFAULTS = {
   'trust': 0.001,  # lars: step length over parameter length
   'clip': None,  # longest gradient
   'clip_mode': 'tensor',  # each tensor's own length; or 'global'
-  'freeze': {},  # pattern of a path: steps it waits, None for ever
+  'frozen': {},  # pattern of a path: steps it waits, None for ever
   'scale': {},  # pattern of a path: factor of its learning rate
   'layer_decay': 1.0,  # that factor from one block to the block below it
   'no_decay': '',  # patterns, with commas, without weight decay
@@ -47,7 +47,7 @@ def build(
 ) -> optax.GradientTransformation:
   """The optimiser that a config describes.
 
-  Paths in `freeze` and `scale` are 'module/name'; a pattern is searched for
+  Paths in `frozen` and `scale` are 'module/name'; a pattern is searched for
   anywhere in a path and the first that is found counts.
 
   Args:
@@ -64,7 +64,7 @@ def build(
     UserError: unknown field or name, a pattern that finds no parameter.
   """
   c = _checked(config)
-  waits = _first_found('freeze', c['freeze'], params, default=0)
+  waits = _first_found('frozen', c['frozen'], params, default=0)
   factors = _first_found('scale', c['scale'], params, default=1.0)
   if c['layer_decay'] != 1:
     by_layer = layer_scales(params, layer_ids or {}, c['layer_decay'])
@@ -130,7 +130,7 @@ def from_config(
     wait = round(c.freeze_last_layer_epochs * epoch) - start
     freeze['last_layer'] = max(wait, 0)
   tx = build(
-    {k: c[k] for k in DEFAULTS if k in c} | {'freeze': freeze},
+    {k: c[k] for k in DEFAULTS if k in c} | {'frozen': freeze},
     params,
     lambda count: lr(count + start),
     lambda count: decay(count + start),
@@ -151,7 +151,7 @@ def summary(config: Mapping, params: Tree) -> dict[str, int]:
     part of it that is frozen at first; 'frozen' is never trained.
   """
   c = _checked(config)
-  waits = _first_found('freeze', c['freeze'], params, default=0)
+  waits = _first_found('frozen', c['frozen'], params, default=0)
   counts = dict.fromkeys(('decayed', 'undecayed', 'waiting', 'frozen'), 0)
   for x, decayed, wait in zip(
     *map(jax.tree.leaves, (params, _decayed(params, c), waits))
@@ -272,8 +272,8 @@ def _first_found(field: str, patterns: Mapping, params: Tree, default) -> Tree:
 
   def pick(path, _):
     name = _path(path)
-    found = (v for k, v in patterns.items() if re.search(k, name))
-    value = next(found, default)
+    values = (v for k, v in patterns.items() if re.search(k, name))
+    value = next(values, default)
     return math.inf if value is None else value
 
   return jax.tree_util.tree_map_with_path(pick, params)

@@ -147,7 +147,7 @@ def start(method, frozen=()) -> tuple:
     lambda path, x: _buffer(f'running_{path[-1].key}', x.shape), extra
   )
   tx = optim.build(
-    {'freeze': dict.fromkeys(frozen)},
+    {'frozen': dict.fromkeys(frozen)},
     params,
     lambda step: 1e-3,
     lambda step: 0.05,

@@ -19,8 +19,7 @@ from configs.eval import knn
 from esvit_jax import bench, evaluate, train
 from esvit_jax.errors import UserError
 from esvit_jax.weights.loading import load
-from esvit_jax.workdir import RENAMED, metrics
-from main import unknown_field
+from esvit_jax.workdir import metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 BASE = '--config=configs/quickstart.py:debug'
@@ -95,7 +94,10 @@ def contents(directory) -> dict:
     ([BASE, '--wrkdir=x'], 'Did you mean: workdir'),
     ([BASE, 'x'], "what is 'x'?"),
     ([], 'no --config; try --config=configs/quickstart.py'),
-    (['--config=configs/quikstart.py'], 'configs/ has dino.py, esvit.py'),
+    (['--config=configs/quikstart.py'], 'did you mean configs/quickstart.py?'),
+    (['--config=configs/knn.py'], 'did you mean configs/eval/knn.py?'),
+    (['--config=configs/zzz.py'], 'choose from configs/dino.py, configs/esvit'),
+    (['--config=configs/quickstart.py,debug'], 'configs/quickstart.py:debug'),
     (['--config=nowhere/a.py', '--config.seed=1'], "file 'nowhere/a.py'"),
     (['--config=configs'], "no config file 'configs'"),
     (['--config=configs/esvit.py:swin_tinny'], "no variant 'swin_tinny'"),
@@ -109,10 +111,17 @@ def test_flags(argv, words, tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-def test_a_flag_of_an_older_version(monkeypatch):
-  monkeypatch.setitem(RENAMED, 'data.few', 'data.label_fraction')
-  text = unknown_field('... "few"', ['--config.data.few=0.1'])
-  assert text.endswith("'data.few': it is now 'data.label_fraction'")
+def test_a_flag_of_an_older_version():
+  line = refused(BASE, '--config.data.max_corrupt=0.1')
+  assert "'data.max_corrupt': it is now 'data.max_unreadable'" in line
+
+
+def test_fields_of_the_network_may_be_added():
+  """They are checked where it is built; sections are not added."""
+  line = refused(BASE, '--config.model.widnow=7', '--workdir=/proc/x')
+  assert "swin_28 has no field 'widnow': did you mean 'window'?" in line
+  line = refused(BASE, '--config.modl.window=7')
+  assert "did you mean 'model" in line
 
 
 def test_no_workdir():
@@ -165,7 +174,11 @@ def test_folder_of_text_files(tmp_path):
     ({'loss.teacher_temp_warmup_epochs': 9}, 'shorten it'),
     ({'loss.form': 'tild'}, "no form 'tild'"),
     ({'loss.region_weight': 2.0}, 'config.loss.region_weight is 2.0'),
-    ({'log_every': 0}, 'config.log_every is 0: use 1 or more'),
+    ({'log_every': 0}, 'config.log_every is 0: use 1 to'),
+    ({'data.std': (0.0,)}, 'config.data.std is (0.0,): use more than 0'),
+    ({'model.dtype': 'float8'}, "use 'float32' or 'bfloat16'"),
+    ({'optim.frozen': 'pos_embd'}, "optim.frozen: no parameter has 'pos_embd'"),
+    ({'epochs': 2**31 - 1, 'steps': 0}, 'the steps of a run are at most'),
     ({'placement': 'zero'}, "can be 'replicated' or 'fsdp'"),
     ({'init.epoch': 2}, '--config.init.checkpoint='),
     ({'init.checkpoint': '/no/run'}, 'no checkpoint in /no/run'),

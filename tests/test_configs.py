@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import math
 import pathlib
 import re
 
@@ -139,7 +140,8 @@ def test_published_runs(variant, window, drop_path, epoch):
   view = esvit.get_config(f'{variant}_view')
   for c in (both, view):
     assert (c.batch_size, c.epochs) == (512, 300)
-    assert (c.model.window, c.model.drop_path) == (window, drop_path)
+    backbone = models.build(c.model)
+    assert (backbone.window, backbone.drop_path) == (window, drop_path)
     assert c.head.norm_last_layer == (variant == 'swin_base_w14')
   assert (both.loss.region_weight, both.init.epoch) == (0.5, epoch)
   assert (view.loss.region_weight, view.init.epoch) == (0, 0)
@@ -165,7 +167,10 @@ def test_limits_are_of_fields_that_exist():
 @pytest.mark.parametrize(
   ('field', 'value', 'rule'),
   [
-    ('log_every', 0, '1 or more'),
+    ('log_every', 0, '1 to 2147483647'),
+    ('steps', 10**20, '0 to 2147483647'),
+    ('optim.b1', 1.0, '0 to below 1'),
+    ('optim.lr', math.inf, '0 or more'),
     ('loss.region_weight', 1.5, '0 to 1'),
     ('loss.student_temp', 0.0, 'more than 0'),
     ('eval.batch_size', -1, '1 or more'),

@@ -159,7 +159,7 @@ def published():
       {
         'clip': entry['clip'],
         # Lengths have gradients, for the loss golden, and never move.
-        'freeze': {'last_layer/g$': None, 'last_layer': 1},
+        'frozen': {'last_layer/g$': None, 'last_layer': 1},
       },
       shapes,
       lambda count: jnp.asarray(entry['lr'])[count],

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
 from configs.eval import finetune as configs
 from esvit_jax import models, optim, sharding, train
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
 from esvit_jax.methods import finetune
 from esvit_jax.protocols.finetune import resolved
-from esvit_jax.weights import export, loading
+from esvit_jax.weights import architecture, export, loading
 from esvit_jax.weights.networks import Weights
 
 B, CLASSES = 16, 5
@@ -231,7 +230,11 @@ def test_relative_positions_are_added_to_a_network_without(tmp_path, recipe):
   )
   variables = jax.tree.map(lambda x: x + 0.5, variables)
   network = {'params': {'backbone': variables['params']}, 'batch_stats': {}}
-  about = {'model': {**plain, 'drop_path': 0.2}, 'channels': 1}
+  plain['drop_path'] = 0.2
+  about = {
+    'model': architecture.resolved(plain, models.build(plain)),
+    'channels': 1,
+  }
   path = str(tmp_path / 'net.safetensors')
   export.save(path, Weights(about, {'teacher': network}, {}))
   c.checkpoint = path
@@ -262,6 +265,6 @@ def test_relative_positions_are_added_to_a_network_without(tmp_path, recipe):
 def test_windows_with_random_neighbours():
   """ViL's mode 1 draws in training."""
   c = config()
-  c.model = dict(common.SMALL['vil'], mode=1, dtype='float32')
+  c.model = {'name': 'vil', 'debug': True, 'mode': 1, 'dtype': 'float32'}
   metrics, _ = next(training(c, one_device()))
   assert metrics['skipped'] == 0

@@ -242,3 +242,5 @@ def test_help_helps():
   ).stdout
   for word in ('--config', '--workdir', '--mode', 'configs/common.py'):
     assert word in out
+  for file in (ROOT / 'configs').rglob('[!_]*.py'):
+    assert file.stem == 'common' or f'{file.relative_to(ROOT)}\n' in out

@@ -120,7 +120,7 @@ def test_published_steps():
   golden, entry, _, params = tiny()
   told = entry['adamw']
   tx = optim.build(
-    {'b1': 0.9, 'b2': 0.95, 'freeze': {'pos_embed': None}},
+    {'b1': 0.9, 'b2': 0.95, 'frozen': {'pos_embed': None}},
     params,
     lambda step: told['lr'],
     lambda step: told['weight_decay'],
@@ -604,7 +604,7 @@ def start(built):
   if teacher is not None:
     teacher = {'encoder': mae_runs.tiny_teacher()[1]['params']}
   tx = optim.build(
-    {'b2': 0.95, 'freeze': {'pos_embed': None}},
+    {'b2': 0.95, 'frozen': {'pos_embed': None}},
     params,
     lambda step: 1e-3,
     lambda step: 0.05,

@@ -217,7 +217,7 @@ def test_clip_shortens_each_tensor():
   'name, move', [('adamw', adamw), ('sgd', sgd), ('lars', lars)]
 )
 def test_frozen_tensors_start_late_and_count_from_one(name, move):
-  config = {'name': name, 'b2': 0.99, 'freeze': {'last_layer': WAIT}}
+  config = {'name': name, 'b2': 0.99, 'frozen': {'last_layer': WAIT}}
   assert_follows(train(config), move, ('last_layer/v', 'last_layer/g'))
 
 
@@ -251,7 +251,7 @@ def test_lars_moves_a_tensor_of_zeros():
 
 def test_first_pattern_counts_and_none_freezes_for_ever():
   freeze = {'last_layer/g': None, 'last_layer': WAIT}
-  path = [by_path(p) for p in train(ADAMW | {'freeze': freeze})]
+  path = [by_path(p) for p in train(ADAMW | {'frozen': freeze})]
   start = by_path(params())
   for step, p in enumerate(path):
     np.testing.assert_array_equal(p['last_layer/g'], start['last_layer/g'])
@@ -292,7 +292,7 @@ def test_clip_laws(mode):
 def test_state_survives_a_checkpoint(tmp_path):
   p = params()
   freeze = {'last_layer/g': None, 'last_layer': WAIT}
-  tx = optim.build(ADAMW | {'freeze': freeze, 'clip': 1.0}, p, lr, decay)
+  tx = optim.build(ADAMW | {'frozen': freeze, 'clip': 1.0}, p, lr, decay)
   state = tx.init(p)
   for g in gradients()[:3]:
     _, state = tx.update(g, state, p)
@@ -314,7 +314,7 @@ def test_state_survives_a_checkpoint(tmp_path):
     ({'nmae': 'sgd'}, "no field 'nmae'.*did you mean 'name'"),
     ({'name': 'adam'}, "no name 'adam'.*did you mean 'adamw'"),
     ({'clip_mode': 'tensors'}, "did you mean 'tensor'"),
-    ({'freeze': {'lastlayer': 3}}, "optim.freeze: .*'lastlayer'"),
+    ({'frozen': {'lastlayer': 3}}, "optim.frozen: .*'lastlayer'"),
     ({'scale': {'head': 0.1}}, "optim.scale: .*'head'"),
   ],
 )
@@ -325,7 +325,7 @@ def test_mistakes_are_named(config, message):
 
 def test_summary_counts_every_scalar():
   freeze = {'last_layer/g': None, 'last_layer': WAIT}
-  assert optim.summary({'freeze': freeze}, params()) == {
+  assert optim.summary({'frozen': freeze}, params()) == {
     'decayed': 12 + 10 + 12,
     'undecayed': 4 + 6 + 4,
     'waiting': 12,

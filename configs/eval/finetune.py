@@ -22,7 +22,7 @@ from configs import common, quickstart
 # Left open: as in the checkpoint's run.
 OPEN = {'source': '', 'canvas': -1, 'mean': (), 'std': ()}
 # The network without a checkpoint: MAE-Lite's.
-VIT_TINY = {'name': 'vit_tiny', 'heads': 12, 'drop_path': 0.0}
+VIT_TINY = {'name': 'vit_tiny_12h', 'drop_path': 0.0}
 
 # Relative positions, which a checkpoint's network need not have.
 RPE = {

@@ -250,7 +250,7 @@ def _network(config, model, size: tuple[int, int]) -> Network:
   c, backbone = config.contrast, models.build(model)
   channels = config.data.channels
   fields = {
-    'init_scale': model.get('init_scale', 'published'),
+    'init_scale': backbone.init_scale,
     'dtype': jnp.dtype(model['dtype']),
   }
   return Network(

@@ -193,8 +193,8 @@ def global_biases(module: nn.Module, heads: int, g: int):
 
 def from_global(g2l, g2g, count: int) -> jax.Array:
   """Biases f[a, g, g + count] of global queries to all keys of a view."""
-  rest = jnp.broadcast_to(g2l[0][:, :, None], (*g2l.shape[1:], count))
-  return jnp.concatenate([g2g, rest], 2)
+  regions = jnp.broadcast_to(g2l[0][:, :, None], (*g2l.shape[1:], count))
+  return jnp.concatenate([g2g, regions], 2)
 
 
 def to_global(g2l, count: int) -> jax.Array:

@@ -36,6 +36,7 @@ SIZES = {
   'vit_tiny': {'dim': 192, 'depth': 12, 'heads': 3, 'drop_path': 0.1},
   'vit_small': {'dim': 384, 'depth': 12, 'heads': 6, 'drop_path': 0.1},
   'vit_base': {'dim': 768, 'depth': 12, 'heads': 12, 'drop_path': 0.1},
+  'vit_tiny_12h': _SIZES['tiny'],  # as MAE-Lite fine-tunes
   **{f'mae_{name}': {**size, **_MAE} for name, size in _SIZES.items()},
   **{
     f'moco_{name}': {**_SIZES[name], **_MOCO}

@@ -91,7 +91,7 @@ def plan(config, mesh, sources, horizon) -> Job:
   )
   params, _, _ = jax.eval_shape(method.init, jax.random.key(0))
   tx, schedules = optim.from_config(
-    config, horizon, params, models.build(config.model).layer_ids
+    config, horizon, params, backbone.layer_ids
   )
   if method.momentum is not None:
     schedules['momentum'] = method.momentum

@@ -5,16 +5,18 @@ import math
 from esvit_jax.errors import UserError
 
 POSITIVE = 1e-12
+BELOW_ONE = 1 - 1e-9
+COUNT = 2**31 - 1  # steps are counted in 32 bits
 
 # field -> least and largest value
 LIMITS = {
   'seed': (0, 2**32 - 1),
-  'batch_size': (1, math.inf),
-  'epochs': (1, math.inf),
-  'steps': (0, math.inf),
-  'accumulate': (1, math.inf),
-  'log_every': (1, math.inf),
-  'max_bad_steps': (1, math.inf),
+  'batch_size': (1, COUNT),
+  'epochs': (1, COUNT),
+  'steps': (0, COUNT),
+  'accumulate': (1, COUNT),
+  'log_every': (1, COUNT),
+  'max_bad_steps': (1, COUNT),
   'data.workers': (0, math.inf),
   'data.max_unreadable': (0, 1),
   'data.labels_per_class': (0, math.inf),
@@ -29,6 +31,12 @@ LIMITS = {
   'loss.center_momentum': (0, 1),
   'ema.start': (0, 1),
   'ema.end': (0, 1),
+  'data.std': (POSITIVE, math.inf),
+  'optim.b1': (0, BELOW_ONE),
+  'optim.b2': (0, BELOW_ONE),
+  'optim.momentum': (0, BELOW_ONE),
+  'optim.weight_decay': (0, math.inf),
+  'optim.weight_decay_end': (0, math.inf),
   'optim.lr': (0, math.inf),
   'optim.min_lr': (0, math.inf),
   'optim.warmup_epochs': (0, math.inf),
@@ -51,12 +59,17 @@ def check(config) -> None:
     value = config
     for name in field.split('.'):
       value = value.get(name) if value is not None else None
-    if value is None or least <= value <= largest:
+    values = value if isinstance(value, tuple | list) else (value,)
+    if value is None or all(
+      least <= x <= largest and math.isfinite(x) for x in values
+    ):
       continue
     if least == POSITIVE:
       rule = 'more than 0'
     elif largest == math.inf:
       rule = f'{least} or more'
+    elif largest == BELOW_ONE:
+      rule = f'{least} to below 1'
     else:
       rule = f'{least} to {largest}'
     raise UserError(f'config.{field} is {value}: use {rule}')
