@@ -63,6 +63,11 @@ def prepare(config, mesh=None) -> Job:
   )
   per_epoch = len(train) / config.batch_size
   steps = config.steps or max(round(config.epochs * per_epoch), 1)
+  if steps > limits.COUNT:
+    raise UserError(
+      f'config.epochs is {config.epochs}, which is {steps} steps: the steps of '
+      f'a run are at most {limits.COUNT}; use fewer epochs'
+    )
   horizon = state_lib.Horizon(steps, per_epoch)
   job = plan(config, mesh, {'train': train, 'test': test}, horizon)
   # Whatever cannot be computed shows in a trace, with nothing written yet.
@@ -80,6 +85,7 @@ def plan(config, mesh, sources, horizon) -> Job:
     raise UserError(
       f"no method '{config.method}': choose one of {', '.join(methods.METHODS)}"
     )
+  backbone = models.build(config.model)
   method = methods.METHODS[config.method](
     config,
     state_lib.Run(
@@ -90,9 +96,7 @@ def plan(config, mesh, sources, horizon) -> Job:
     ),
   )
   params, _, _ = jax.eval_shape(method.init, jax.random.key(0))
-  tx, schedules = optim.from_config(
-    config, horizon, params, backbone.layer_ids
-  )
+  tx, schedules = optim.from_config(config, horizon, params, backbone.layer_ids)
   if method.momentum is not None:
     schedules['momentum'] = method.momentum
   state = jax.eval_shape(
