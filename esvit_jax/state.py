@@ -64,12 +64,14 @@ class Run(NamedTuple):
     horizon: length of the run.
     shards: number of devices the batch is split over.
     classes: of the data; 0 without labels.
+    multi_label: whether an image may be of several.
     teacher: (backbone, its variables) of a frozen network, or None.
   """
 
   horizon: Horizon
   shards: int = 1
   classes: int = 0
+  multi_label: bool = False
   teacher: tuple[Any, Tree] | None = None
 
 

@@ -85,3 +85,24 @@ def targets(
   own = jax.nn.one_hot(labels, classes)
   own = (1.0 - smoothing) * own + smoothing / classes
   return mix.share * own + (1.0 - mix.share) * own[::-1]
+
+
+def multi_label_targets(
+  labels: jax.Array, mix: Mix
+) -> tuple[jax.Array, jax.Array]:
+  """What the classifier should say of images of several classes.
+
+  Args:
+    labels: 1 (there), 0 (not there) or -1 (not counted), i32[B, classes].
+    mix: of the batch.
+
+  Returns:
+    Probabilities f32[B, classes], and which of them count bool[B, classes]:
+    those known of both images, or of the own where nothing is mixed.
+  """
+  own = jnp.maximum(labels, 0).astype(jnp.float32)
+  known = labels >= 0
+  return (
+    mix.share * own + (1.0 - mix.share) * own[::-1],
+    known & (known[::-1] | (mix.share == 1.0)),
+  )

@@ -53,7 +53,8 @@ def open_split(
 ) -> Source:
   """Opens 'train' (4,000 scenes) or 'test' (500, of other garments).
 
-  Class 0 is the ground, 1 to 10 are the garments.
+  Of pixels class 0 is the ground, 1 to 10 are the garments. An image is of the
+  garments it shows; one that is only left out is not counted.
 
   Args:
     place: seed, a whole number; '' means 0.
@@ -85,11 +86,12 @@ def open_split(
     name=f'scenes{f":{place}" if place else ""}, {split}',
     split=split,
     count=COUNTS[split],
-    classes=None,
-    read=lambda i: (scene(i)[0], -1),
+    classes=garments.classes,
+    read=lambda i: scene(i)[::2],
     where=lambda i: f'{split}[{i}]',
     canvas=size,
     channels=channels or 1,
+    multi_label=True,
     segmentation=Segmentation(
       (GROUND, *garments.classes), lambda i: scene(i)[1]
     ),
@@ -105,8 +107,9 @@ def checked_seed(place: str) -> int:
 
 def compose(
   rng: np.random.Generator, garments: Source, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-  """A scene: its image u8[H, W, 1] and the class of each pixel u8[H, W].
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """A scene: its image u8[H, W, 1], the class of each pixel u8[H, W], and which
+  garments it shows i32[10]: 1 (yes), 0 (no) or -1 (left out).
 
   Args:
     rng: of all that is drawn.
@@ -122,7 +125,11 @@ def compose(
     chosen.append(garment)
     corners.append(rng.integers(0, room + 1))
   image, owner = overlaid(image, chosen, corners)
-  return image[..., None], classes_of(owner, chosen)
+  classes = classes_of(owner, chosen)
+  labels = np.zeros(len(garments.classes), np.int32)
+  labels[[garment.label for garment in chosen]] = -1
+  labels[np.unique(classes[(classes > 0) & (classes != VOID)]) - 1] = 1
+  return image[..., None], classes, labels
 
 
 class Cutout(NamedTuple):

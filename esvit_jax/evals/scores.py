@@ -66,23 +66,24 @@ def map_11(
   Raises:
     UserError: shapes differ, or no class has a positive.
   """
-  scores, labels = np.asarray(scores), np.asarray(labels)
-  if labels.shape != scores.shape:
-    raise UserError(
-      f'11-point precision needs labels for each class, {scores.shape}, and '
-      f'these are {labels.shape}: score single labels by top1'
-    )
-  scores = np.where(np.isnan(scores), -np.inf, scores)  # no answer comes last
-  precisions = []
-  for score, label in zip(scores.T, labels.T):
-    if (label == 1).any():
-      counted = label >= 0
-      precisions.append(
-        _average_precision(score[counted], label[counted], origin)
-      )
-  if not precisions:
-    raise UserError('11-point precision needs a positive, and no class has one')
-  return 100 * float(np.mean(precisions))
+  return _mean_precision(
+    scores, labels, lambda score, label: _precision_11(score, label, origin)
+  )
+
+
+def map_area(scores: np.ndarray, labels: np.ndarray) -> float:
+  """Mean average precision as the area below the steps, as COCO's papers use.
+
+    AP = sum over thresholds n of (recall_n - recall_n-1) precision_n
+
+  Args:
+    scores: f32[N, C].
+    labels: as for `map_11`.
+
+  Raises:
+    UserError: shapes differ, or no class has a positive.
+  """
+  return _mean_precision(scores, labels, _precision_area)
 
 
 def check(metric: str, classes: int, multi_label: bool) -> None:
@@ -97,9 +98,9 @@ def check(metric: str, classes: int, multi_label: bool) -> None:
     raise UserError(
       f"there is no metric '{metric}': choose from {', '.join(METRICS)}"
     )
-  if multi_label != (metric == 'map_11'):
+  if multi_label != (metric in MULTI_LABEL):
     labels = 'several labels' if multi_label else 'one label'
-    fit = 'map_11' if multi_label else 'top1'
+    fit = ' or '.join(MULTI_LABEL) if multi_label else 'top1'
     raise UserError(f"images have {labels}, so not '{metric}': use {fit}")
   if metric == 'roc_auc' and classes != 2:
     raise UserError(f"'roc_auc' is of 2 classes, and here are {classes}")
@@ -141,8 +142,10 @@ METRICS = {
   'top5': top5,
   'mean_per_class': mean_per_class,
   'map_11': map_11,
+  'map': map_area,
   'roc_auc': roc_auc,
 }
+MULTI_LABEL = ('map_11', 'map')  # those of images with several labels
 
 
 def _right(scores, labels, k: int) -> np.ndarray:
@@ -160,15 +163,43 @@ def _right(scores, labels, k: int) -> np.ndarray:
   return np.where(np.isfinite(scores).all(1), share, 0.0)
 
 
-def _average_precision(score, label, origin: bool) -> float:
-  order = np.argsort(-score, kind='stable')
-  score, hits = score[order], np.cumsum(label[order])
-  # A threshold lies below the last of equal scores.
-  last = np.append(score[1:] != score[:-1], True)
-  recall = hits[last] / hits[-1]
-  precision = hits[last] / (np.flatnonzero(last) + 1)
+def _mean_precision(scores, labels, of_class) -> float:
+  """Percent, over the classes that have a positive."""
+  scores, labels = np.asarray(scores), np.asarray(labels)
+  if labels.shape != scores.shape:
+    raise UserError(
+      f'average precision needs labels for each class, {scores.shape}, and '
+      f'these are {labels.shape}: score single labels by top1'
+    )
+  scores = np.where(np.isnan(scores), -np.inf, scores)  # no answer comes last
+  precisions = []
+  for score, label in zip(scores.T, labels.T):
+    if (label == 1).any():
+      counted = label >= 0
+      precisions.append(of_class(score[counted], label[counted]))
+  if not precisions:
+    raise UserError('average precision needs a positive, and no class has one')
+  return 100 * float(np.mean(precisions))
+
+
+def _precision_11(score, label, origin: bool) -> float:
+  recall, precision = _recall_and_precision(score, label)
   if origin:
     recall, precision = np.append(0, recall), np.append(1, precision)
   # Recall rises: the best precision from here on, then where r is reached.
   best = np.maximum.accumulate(precision[::-1])[::-1]
   return float(best[np.searchsorted(recall, RECALLS - 1e-9)].mean())
+
+
+def _precision_area(score, label) -> float:
+  recall, precision = _recall_and_precision(score, label)
+  return float(np.sum(np.diff(recall, prepend=0) * precision))
+
+
+def _recall_and_precision(score, label) -> tuple[np.ndarray, np.ndarray]:
+  """At each threshold, from the highest; equal scores come in together."""
+  order = np.argsort(-score, kind='stable')
+  score, hits = score[order], np.cumsum(label[order])
+  # A threshold lies below the last of equal scores.
+  last = np.append(score[1:] != score[:-1], True)
+  return hits[last] / hits[-1], hits[last] / (np.flatnonzero(last) + 1)

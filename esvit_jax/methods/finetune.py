@@ -3,6 +3,8 @@
   views of an image -> RandAugment -> erasing -> mixing with the batch turned
   round -> cross-entropy with soft targets
 
+Where images are of several classes it is the binary cross-entropy of each.
+
 The recipes of MAE-Lite, DeiT and of transfer to small sets differ in numbers
 only (configs/eval/finetune.py). Layer-wise decay is the optimiser's.
 """
@@ -30,7 +32,8 @@ def build(config, run: Run) -> Method:
   Args:
     config: sections data, views, model, finetune and ema
       (configs/eval/finetune.py).
-    run: facts about it: the number of classes.
+    run: facts about it: the number of classes, and whether an image may be
+      of several.
 
   Raises:
     UserError: no labels to learn, or settings are wrong.
@@ -67,6 +70,9 @@ def build(config, run: Run) -> Method:
     )
     if c.mixup or c.cutmix:
       x = mixing.mix_views(x, mix)
+    if run.multi_label:
+      targets, counted = mixing.multi_label_targets(batch['label'], mix)
+      return {'globals': x, 'targets': targets, 'counted': counted}
     targets = mixing.targets(batch['label'], classes, c.smoothing, mix)
     return {'globals': x, 'targets': targets}
 
@@ -80,7 +86,12 @@ def build(config, run: Run) -> Method:
       key=key,
     )
     logits = logits.reshape(*x.shape[:2], classes)  # B V classes
-    value, metrics = cross_entropy(logits, views['targets'])
+    if run.multi_label:
+      value, metrics = binary_cross_entropy(
+        logits, views['targets'], views['counted']
+      )
+    else:
+      value, metrics = cross_entropy(logits, views['targets'])
     extra = {'student': stats}
     if decay:
       extra['teacher'] = state_lib.ema(state.extra['teacher'], stats, decay)
@@ -99,7 +110,7 @@ def build(config, run: Run) -> Method:
     views=views,
     momentum=(lambda step: jnp.float32(decay)) if decay else None,
     network='teacher' if decay else 'student',
-    chance=math.log(classes),
+    chance=math.log(2 if run.multi_label else classes),
     predict=predict,
   )
 
@@ -119,6 +130,30 @@ def cross_entropy(logits: jax.Array, targets: jax.Array):
   value = -jnp.einsum('bvk,bk->bv', log_p, targets).mean()
   right = logits.argmax(-1) == targets.argmax(-1)[:, None]
   return value, {'accuracy': 100 * right.mean(dtype=jnp.float32)}
+
+
+def binary_cross_entropy(
+  logits: jax.Array, targets: jax.Array, counted: jax.Array
+):
+  """loss = -mean over counted t log sigmoid(x) + (1 - t) log sigmoid(-x)
+
+  Args:
+    logits: f32[B, V, classes].
+    targets: probabilities f32[B, classes], the same for all views.
+    counted: which of the targets are known, bool[B, classes].
+
+  Returns:
+    f32[], and {'accuracy': percent of counted entries told right}
+  """
+  t, counted = (
+    jnp.broadcast_to(x[:, None], logits.shape) for x in (targets, counted)
+  )
+  loss = -t * jax.nn.log_sigmoid(logits)
+  loss -= (1 - t) * jax.nn.log_sigmoid(-logits)
+  count = jnp.maximum(counted.sum(), 1)
+  right = counted & ((logits > 0) == (t > 0.5))
+  accuracy = 100 * right.sum() / count
+  return jnp.where(counted, loss, 0).sum() / count, {'accuracy': accuracy}
 
 
 def _classes(asked: int, given: int) -> int:

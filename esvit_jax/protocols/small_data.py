@@ -45,12 +45,8 @@ def config_of(config, name: str, row: suites.Set):
   """The config of one set; its mirroring and its metric are taken over.
 
   Raises:
-    UserError: it is not on disk, or cannot be fine-tuned on.
+    UserError: it is not on disk.
   """
-  if row.metric == 'map_11':
-    raise UserError(
-      'fine-tuning learns one label per image: it is a multi-label set'
-    )
   new = config.copy_and_resolve_references()
   suites.locate(new.data, config.root, name, row)
   for stage in (new.pretraining, new.finetuning):

@@ -92,6 +92,7 @@ def plan(config, mesh, sources, horizon) -> Job:
       horizon,
       shards=mesh.size,
       classes=len(sources['train'].classes or ()),
+      multi_label=sources['train'].multi_label,
       teacher=_frozen_teacher(config),
     ),
   )

@@ -9,6 +9,7 @@ TITLES = {
   'majority': 'top-1 accuracy by majority, %',
   'mean_per_class': 'accuracy, mean over classes, %',
   'map_11': 'mean average precision at 11 points, %',
+  'map': 'mean average precision, %',
   'roc_auc': 'area under the ROC curve, %',
   'accuracy': 'accuracy, %',
   'JF': 'J&F, %',
