@@ -126,3 +126,8 @@ def test_what_can_be_known_is_refused_before_training(
   Image.new('RGB', (28, 28)).save(stray)
   refused(of(folder, tiny()), 'k-NN on the test split')
   stray.unlink()
+  stray = folder / 'train/no_label.png'
+  Image.new('RGB', (28, 28)).save(stray)
+  config = protocol.resolved(finetune.get_config('embedded,debug'))
+  refused(of(folder, config), 'training on labels')
+  stray.unlink()

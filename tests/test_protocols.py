@@ -1,5 +1,6 @@
 """Evaluations alone: one tiny run, every protocol on it."""
 
+import dataclasses
 import io
 import json
 import os
@@ -23,8 +24,9 @@ from configs.eval import (
 from esvit_jax import bench, evaluate
 from esvit_jax.analysis import pictures
 from esvit_jax.errors import UserError
+from esvit_jax.protocols import fixed, suites
 from esvit_jax.protocols import layers as layers_protocol
-from esvit_jax.protocols import suites
+from esvit_jax.protocols import prepare as prepare_setup
 from esvit_jax.workdir import metrics
 
 
@@ -90,6 +92,17 @@ def test_baselines_stand_beside_a_figure(run_dir, tmp_path):
   figures, _, _ = evaluated(of(knn, copy), labels_per_class=0)
   for name in ('random_init', 'raw_pixels'):
     assert figures[name] == line[f'knn/{name}']
+
+
+def test_knn_of_several_labels_is_refused(run_dir, tmp_path, monkeypatch):
+  def prepare(*args):
+    setup = prepare_setup(*args)
+    several = dataclasses.replace(setup.test, multi_label=True)
+    return setup._replace(test=several)
+
+  monkeypatch.setattr(fixed, 'prepare', prepare)
+  with pytest.raises(UserError, match='map_11'):
+    evaluate.run(of(knn, run_dir), str(tmp_path), io.StringIO())
 
 
 def test_student_and_teacher_differ(run_dir, tmp_path):

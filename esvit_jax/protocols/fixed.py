@@ -1,6 +1,7 @@
 """Evaluators of fixed pooled features: k-NN, ridge regression."""
 
 from esvit_jax import evals
+from esvit_jax.errors import UserError
 from esvit_jax.protocols import baselines
 from esvit_jax.protocols.setup import Result, prepare, require_test
 
@@ -11,6 +12,11 @@ def protocol(name: str):
   def run(config, directory: str, out) -> Result:
     setup = prepare(config, directory, out)
     require_test(setup)
+    if setup.test.multi_label:
+      raise UserError(
+        f'{name} needs one label per image, and {setup.test.name} has several: '
+        'use configs/eval/probe.py with --config.probe.metric=map_11'
+      )
     networks = {setup.network: setup.features(lambda f: f.view)}
     train, test = (
       evals.extract(networks, setup.batches(source))

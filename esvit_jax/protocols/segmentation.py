@@ -82,6 +82,7 @@ def _draw(
   task: readouts.Task, test, features: str, learned: readouts.Learned
 ) -> None:
   """Images, their masks and what the linear read-out makes of them."""
+  test = data.sample(test, SHOWN, task.setup.config.seed)
   batch = next(iter(task.setup.whole_batches(test)))
 
   @maps_lib.replicated_by(task.setup)

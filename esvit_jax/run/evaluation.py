@@ -158,13 +158,14 @@ class Evaluation:
 
   def _check_predictions(self) -> None:
     """Raises UserError unless the metric fits the classes and the labels."""
-    test = self._sources.get('test')
+    train, test = self.job.sources['train'], self._sources.get('test')
     metric = self.job.config.eval.metric
+    if train.labels is not None:
+      fewshot.require_labels('training on labels', train.labels)
     if test is None:
       if metric not in scores.METRICS:
         scores.check(metric, 0, False)
       return
-    train = self.job.sources['train']
     if len(test.classes) != len(train.classes):
       raise UserError(
         f'the test split has {len(test.classes)} classes and train has '
