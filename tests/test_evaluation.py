@@ -79,7 +79,7 @@ def test_a_step_is_saved_before_it_is_evaluated(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """Four classes of a colour each, in order; the last image has no label."""
+  """Four classes of a colour each, in order; one test image has no label."""
   top = tmp_path_factory.mktemp('images')
   for split, count in (('train', 9), ('val', 4)):
     for c in range(4):
@@ -87,6 +87,7 @@ def folder(tmp_path_factory):
       for k in range(count):
         image = Image.new('RGB', (28, 28), (60 * c, k, 0))
         image.save(top / split / str(c) / f'{k}.png')
+  image.save(top / 'val/stray.png')
   return top
 
 
@@ -103,7 +104,8 @@ def test_the_bank_is_of_all_classes(folder, tmp_path):
   evaluation = Evaluation(jobs.prepare(config), str(tmp_path), print)
   bank = evaluation._sources['train']
   assert sorted(np.bincount(bank.labels)) == [3, 3, 3, 4]
-  assert evaluation._sources['test'].canvas == (28, 28)
+  test = evaluation._sources['test']
+  assert len(test) == 16 and test.canvas == (28, 28)  # without the stray one
 
 
 def test_what_can_be_known_is_refused_before_training(
@@ -122,10 +124,6 @@ def test_what_can_be_known_is_refused_before_training(
   monkeypatch.setattr(Evaluation, '_length', lambda _: 10**12)
   refused(tiny(), 'eval.train_images')
   monkeypatch.undo()
-  stray = folder / 'val/no_label.png'
-  Image.new('RGB', (28, 28)).save(stray)
-  refused(of(folder, tiny()), 'k-NN on the test split')
-  stray.unlink()
   stray = folder / 'train/no_label.png'
   Image.new('RGB', (28, 28)).save(stray)
   config = protocol.resolved(finetune.get_config('embedded,debug'))

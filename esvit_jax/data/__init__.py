@@ -28,7 +28,7 @@ from esvit_jax.data.fewshot import balanced
 from esvit_jax.data.formats import Unreadable
 from esvit_jax.data.pipeline import Feed, Pipeline, epoch
 from esvit_jax.data.segmentation import zero_is_void
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Source, spread
 from esvit_jax.data.subset import (
   hold_out,
   labelled,
@@ -72,6 +72,7 @@ __all__ = [
   'open_source',
   'open_videos',
   'sample',
+  'spread',
   'subsample',
   'subset',
   'survey',
