@@ -108,9 +108,7 @@ def test_the_bank_is_of_all_classes(folder, tmp_path):
   assert len(test) == 16 and test.canvas == (28, 28)  # without the stray one
 
 
-def test_what_can_be_known_is_refused_before_training(
-  folder, tmp_path, monkeypatch
-):
+def test_what_can_be_known_is_refused_before_training(tmp_path, monkeypatch):
   def refused(config, words):
     with pytest.raises(UserError, match=words) as e:
       train.run(config, str(tmp_path / 'a'), io.StringIO())
@@ -123,9 +121,3 @@ def test_what_can_be_known_is_refused_before_training(
   refused(config, 'top1, top5')
   monkeypatch.setattr(Evaluation, '_length', lambda _: 10**12)
   refused(tiny(), 'eval.train_images')
-  monkeypatch.undo()
-  stray = folder / 'train/no_label.png'
-  Image.new('RGB', (28, 28)).save(stray)
-  config = protocol.resolved(finetune.get_config('embedded,debug'))
-  refused(of(folder, config), 'training on labels')
-  stray.unlink()

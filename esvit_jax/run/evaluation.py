@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from esvit_jax import augment, data, evals, sharding
-from esvit_jax.data import fewshot
 from esvit_jax.errors import UserError, in_one_line
 from esvit_jax.evals import scores
 from esvit_jax.evals.finite import finite_rows
@@ -157,11 +156,9 @@ class Evaluation:
     }
 
   def _check_predictions(self) -> None:
-    """Raises UserError unless the metric fits the classes and the labels."""
+    """Raises UserError unless the metric fits the classes."""
     train, test = self.job.sources['train'], self._sources.get('test')
     metric = self.job.config.eval.metric
-    if train.labels is not None:
-      fewshot.require_labels('training on labels', train.labels)
     if test is None:
       if metric not in scores.METRICS:
         scores.check(metric, 0, False)
@@ -172,14 +169,9 @@ class Evaluation:
         f'{len(train.classes)}: both need the same'
       )
     scores.check(metric, len(test.classes), test.multi_label)
-    if test.labels is not None:
-      fewshot.require_labels('the accuracy on test', test.labels)
 
   def _check_features(self) -> None:
-    """Raises UserError unless all have labels and fit into memory."""
-    for name, source in self._sources.items():
-      if source.labels is not None:
-        fewshot.require_labels(f'k-NN on the {name} split', source.labels)
+    """Raises UserError unless the features fit into memory."""
     images = sum(len(source) for source in self._sources.values())
     networks = 1 + (self.job.method.momentum is not None)
     needed = 4 * images * self._length() * networks
