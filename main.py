@@ -1,20 +1,24 @@
 """python -m main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Flags and exit codes only: 0 done (or stopped on request, resumable), 2 for
-what you can mend, said in one line. All logic is in `esvit_jax`, ready for
-Colab: `esvit_jax.train.run(config, workdir)`.
+Flags and exit codes only. 0: finished. 2: what you can mend, said in one line.
+75: stopped by a signal, or by the loss of another process; the same command
+goes on. 1: a bug. All logic is in `esvit_jax`, ready for Colab:
+`esvit_jax.train.run(config, workdir)`.
 """
 
 import ast
 import difflib
+import os
 import pathlib
 import re
 import sys
+import time
+import traceback
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from esvit_jax.errors import UserError
+from esvit_jax.errors import Stopped, UserError, in_one_line
 
 CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -51,7 +55,34 @@ def main(argv: list[str]) -> int:
     if any(arg in ('--help', '-h', '-help') for arg in argv[1:]):
       print(help_text())
       return 0
-    config = parse(argv)
+    command(parse(argv))
+  except UserError as e:
+    print(f'error: {e}', file=sys.stderr)
+    return 2
+  except (Stopped, BrokenPipeError):
+    return 75
+  except KeyboardInterrupt:
+    print('stopped; the same command goes on', file=sys.stderr)
+    return 75
+  except Exception as e:
+    if not of_processes(e):
+      traceback.print_exc()
+      return 1
+    print(
+      f'error: lost the other processes ({in_one_line(e)}); the same command '
+      'goes on from the last checkpoint',
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(75)
+  return 0
+
+
+def command(config) -> None:
+  """What the flags ask for."""
+  from esvit_jax.run import signals
+
+  with signals.ends_at_once():
     if DISTRIBUTED.value or COORDINATOR.value:
       from esvit_jax import sharding
 
@@ -72,11 +103,37 @@ def main(argv: list[str]) -> int:
     else:
       from esvit_jax import train
 
-      train.run(config, WORKDIR.value)
-  except UserError as e:
-    print(f'error: {e}', file=sys.stderr)
-    return 2
-  return 0
+      train.finish(config, WORKDIR.value)
+
+
+def of_processes(error: Exception) -> bool:
+  """Whether it is one of several processes that failed to reach another."""
+  return processes() > 1 and type(error).__name__ == 'JaxRuntimeError'
+
+
+def processes() -> int:
+  """How many work together."""
+  if not (DISTRIBUTED.value or COORDINATOR.value):
+    return 1
+  import jax
+
+  return jax.process_count()
+
+
+def leave(code: int) -> None:
+  """Ends the process.
+
+  One of several that fails does not wait for the others, as jax would.
+  """
+  try:
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # The interpreter flushes once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  if code not in (0, 75) and processes() > 1:
+    time.sleep(1)  # so that answers on their way are heard
+    os._exit(code)
+  sys.exit(code)
 
 
 def parse(argv: list[str]):
@@ -201,4 +258,4 @@ def help_text() -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  leave(main(sys.argv))

@@ -10,7 +10,7 @@ import os
 import sys
 
 from esvit_jax import protocols, report, workdir
-from esvit_jax.errors import Stopped, UserError, require_local
+from esvit_jax.errors import UserError, require_local
 from esvit_jax.workdir import figures, provenance, terminal
 
 
@@ -24,19 +24,17 @@ def run(config, directory: str = '', out=sys.stdout) -> dict:
     out: where to print.
 
   Returns:
-    The figures; none if it was asked to stop while it trained.
+    The figures.
 
   Raises:
     UserError: the network, the images or the config cannot be used.
+    Stopped: it was asked to stop while it trained.
   """
   if config.task not in protocols.PROTOCOLS:
     names = ', '.join(protocols.PROTOCOLS)
     raise UserError(f"no evaluation '{config.task}': choose from {names}")
   require_local(directory, '--workdir')
-  try:
-    result = protocols.PROTOCOLS[config.task](config, directory, out)
-  except Stopped:
-    return {}
+  result = protocols.PROTOCOLS[config.task](config, directory, out)
   write(result)
   _print(result, out)
   if os.path.exists(os.path.join(result.directory, 'metrics.jsonl')):

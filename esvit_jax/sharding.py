@@ -5,15 +5,22 @@ gradient all-reduce. Nothing else in the project knows how many devices or
 processes there are.
 """
 
+import contextlib
+import itertools
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from esvit_jax.errors import UserError
 
 Tree = Any
+
+# Seconds after which a silent process counts as dead.
+HEARTBEAT = 20
+_ROUNDS = itertools.count()
 
 
 def initialize(
@@ -26,11 +33,15 @@ def initialize(
     processes: number of processes, 0 to detect.
     process: this one's index, -1 to detect.
   """
+  # Its handler of SIGTERM would take the signal from run/signals.py.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
       coordinator or None,
       processes or None,
       process if process >= 0 else None,
+      heartbeat_timeout_seconds=HEARTBEAT,
+      shutdown_timeout_seconds=2 * HEARTBEAT,
     )
   except (ValueError, RuntimeError) as e:
     raise UserError(
@@ -38,6 +49,62 @@ def initialize(
       '--coordinator=host:port --processes=N --process=I, or drop '
       '--distributed to run alone'
     ) from e
+
+
+@contextlib.contextmanager
+def together():
+  """What several processes do at the same time: all pass, or none does.
+
+  Raises:
+    UserError: the one raised inside, here or by another process.
+  """
+  if jax.process_count() == 1:
+    yield
+    return
+  error = None
+  try:
+    yield
+  except UserError as e:
+    error = e
+  # Messages go through the service that the processes met at; jax offers no
+  # public way to it.
+  client = distributed.global_state.client
+  name, me = f'esvit_jax/round/{next(_ROUNDS)}', jax.process_index()
+  client.key_value_set(f'{name}/{me}', f'{error or ""}.')
+  client.wait_at_barrier(f'{name}/said', 600_000)
+  answers = [
+    client.blocking_key_value_get(f'{name}/{i}', 60_000).removesuffix('.')
+    for i in range(jax.process_count())
+  ]
+  client.wait_at_barrier(f'{name}/heard', 60_000)
+  if error is not None:
+    raise error
+  for i, answer in enumerate(answers):
+    if answer:
+      raise UserError(f'process {i}: {answer}')
+
+
+def stops_at(step: int, asked: bool) -> bool:
+  """Whether this is the step at which all processes stop.
+
+  To be called after each step by all processes, once the metrics of the step
+  before are known. These came from all processes, so nobody is further than
+  two steps ahead of the one that asks: an agreement on the second step from
+  here reaches everyone in time.
+
+  Args:
+    step: number of steps done.
+    asked: whether this process was asked to stop.
+  """
+  if jax.process_count() == 1:
+    return asked
+  client, folder = distributed.global_state.client, 'esvit_jax/stop'
+  if asked:
+    # The first word stands.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      client.key_value_set(f'{folder}/{jax.process_index()}', str(step + 2))
+  agreed = [int(text) for _, text in client.key_value_dir_get(folder)]
+  return bool(agreed) and step >= min(agreed)
 
 
 def mesh(devices=None) -> Mesh:

@@ -4,14 +4,19 @@
       --config=configs/quickstart.py:debug --workdir=runs/two
 
 Each process sees `--devices` virtual CPU devices; together they train one
-model. All that differs from a TPU pod is the hardware.
+model. All that differs from a TPU pod is the hardware. Signals are handed on
+to all; where one process fails, the others end too.
 """
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+
+GRACE = 10  # seconds that others have to fail in their own words
 
 
 def main() -> int:
@@ -39,14 +44,42 @@ def main() -> int:
         f'--process={i}',
       ],
       env=environment,
+      # Ctrl-C reaches them through this process alone, once.
+      start_new_session=True,
     )
     for i in range(args.processes)
   ]
+
+  def hand_on(number, frame):
+    for worker in workers:
+      worker.send_signal(number)
+
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, hand_on)
   try:
-    return max(worker.wait() for worker in workers)
+    return exit_code(workers)
   finally:
     for worker in workers:
       worker.kill()
+
+
+def exit_code(workers: list[subprocess.Popen]) -> int:
+  """Waits for all; after the first failure not for long.
+
+  Returns:
+    The code of the first that failed, 128 + its number for a signal, or 0.
+  """
+  first, deadline = 0, None
+  while None in (codes := [worker.poll() for worker in workers]):
+    first = first or next(filter(None, codes), 0)
+    if first and deadline is None:
+      # A process that was killed says nothing that others could wait for.
+      deadline = time.monotonic() + (GRACE if first > 0 else 0)
+    if deadline is not None and time.monotonic() > deadline:
+      break
+    time.sleep(0.1)
+  first = first or next(filter(None, codes), 0)
+  return 128 - first if first < 0 else first
 
 
 if __name__ == '__main__':

@@ -12,9 +12,9 @@ import optax
 import pytest
 
 from configs import quickstart
-from esvit_jax import sharding, train
+from esvit_jax import sharding
 from esvit_jax.errors import UserError
-from esvit_jax.run import jobs
+from esvit_jax.run import initial, jobs
 from esvit_jax.state import TrainState
 from esvit_jax.workdir.checkpoint import Checkpoints, restore_parts
 
@@ -267,7 +267,7 @@ def view_run(tmp_path_factory):
 def continued(view_run):
   """(job, its first state): epoch 1 of the view-only run and regions."""
   job = recipe(init={'checkpoint': view_run, 'epoch': 1})
-  return job, train.start(job)
+  return job, initial.initial_state(job)
 
 
 def test_continued_keeps_what_was_learned(continued):
@@ -308,7 +308,9 @@ def test_continued_goes_on_in_the_schedules(continued):
 
 
 def test_continued_from_epoch_0_takes_the_newest(view_run):
-  start = train.start(recipe(init={'checkpoint': view_run, 'epoch': 0}))
+  start = initial.initial_state(
+    recipe(init={'checkpoint': view_run, 'epoch': 0})
+  )
   assert int(start.step) == 0
   for x in jax.tree.leaves(start.params['backbone']):
     np.testing.assert_array_equal(x, 1.0)
@@ -316,12 +318,12 @@ def test_continued_from_epoch_0_takes_the_newest(view_run):
 
 def test_continued_from_an_epoch_that_is_not_there(view_run):
   with pytest.raises(UserError, match='no checkpoint of step 1875'):
-    train.start(recipe(init={'checkpoint': view_run, 'epoch': 3}))
+    initial.initial_state(recipe(init={'checkpoint': view_run, 'epoch': 3}))
 
 
 def test_continued_from_nothing_says_what_to_train_first():
   with pytest.raises(UserError, match=r'--config\.init\.checkpoint='):
-    train.start(recipe(init={'epoch': 1}))
+    initial.initial_state(recipe(init={'epoch': 1}))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +337,7 @@ def test_continued_from_another_model(view_run, model, words):
   job = recipe(init={'checkpoint': view_run, 'epoch': 1}, model=model)
   parts = restore_parts(view_run, ('params', 'teacher', 'extra'))
   with pytest.raises(UserError, match=words):
-    train.continue_from(job.state, parts)
+    initial.continue_from(job.state, parts)
 
 
 def test_pathlib_is_enough(tmp_path):

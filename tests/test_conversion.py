@@ -22,10 +22,10 @@ import torch_writer as writer
 
 import esvit_jax
 from configs import moco, quickstart
-from esvit_jax import convert, methods, models, sharding, train, workdir
+from esvit_jax import convert, methods, models, sharding, workdir
 from esvit_jax.errors import UserError
 from esvit_jax.models.heads import DINOHead
-from esvit_jax.run import jobs
+from esvit_jax.run import initial, jobs
 from esvit_jax.state import Horizon, Run, TrainState
 from esvit_jax.weights import certificate, loading, reading, tables, writing
 from esvit_jax.weights.handover import handed_on
@@ -629,7 +629,7 @@ def test_our_runs_go_out_and_are_trained_from_again(tmp_path):
 
   assert run(file, tmp_path / 'again') == 0
   blank = jax.tree.map(jax.numpy.zeros_like, state)
-  again = train.continue_from(blank, restored(tmp_path / 'again'))
+  again = initial.continue_from(blank, restored(tmp_path / 'again'))
   for part in ('params', 'teacher', 'extra'):
     same(getattr(again, part), getattr(state, part))
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from configs.eval import finetune as configs
-from esvit_jax import models, optim, sharding, train
+from esvit_jax import models, optim, sharding
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError
 from esvit_jax.methods import finetune
 from esvit_jax.protocols.finetune import resolved
+from esvit_jax.run import initial
 from esvit_jax.weights import architecture, export, loading
 from esvit_jax.weights.networks import Weights
 
@@ -246,7 +247,7 @@ def test_relative_positions_are_added_to_a_network_without(tmp_path, recipe):
   params, _, extra = method.init(jax.random.key(0))
   state = types.SimpleNamespace(teacher=None, params=params, extra=extra)
   state._replace = lambda **parts: types.SimpleNamespace(**parts)
-  found = train.with_backbone(state, loading.load(path)).params['backbone']
+  found = initial.with_backbone(state, loading.load(path)).params['backbone']
   block, theirs = found['block1'], variables['params']['block1']
   np.testing.assert_array_equal(
     block['mlp']['fc1']['kernel'], theirs['mlp']['fc1']['kernel']

@@ -7,7 +7,7 @@ from runs import Interrupt
 
 from configs.eval import small_data as configs
 from esvit_jax import evaluate
-from esvit_jax.errors import UserError
+from esvit_jax.errors import Stopped, UserError
 from esvit_jax.protocols import small_data, suites
 from esvit_jax.workdir import metrics
 
@@ -75,7 +75,8 @@ def test_a_stop_is_not_an_end(tmp_path):
   c.pretraining.log_every = c.finetuning.log_every = 1
   c.pretraining.eval.at_ends = c.pretraining.eval.during = ''
   directory = tmp_path / 'a'
-  assert evaluate.run(c, str(directory), Interrupt('step 1/')) == {}
+  with pytest.raises(Stopped):
+    evaluate.run(c, str(directory), Interrupt('step 1/'))
   assert not (directory / 'finetune').exists()
   assert not (directory / 'eval').exists()
 

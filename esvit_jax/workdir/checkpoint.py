@@ -111,6 +111,14 @@ class Checkpoints:
       )
     return TrainState(**restored['state'])
 
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, kind, *unused) -> None:
+    # Without the other processes there is nothing to wait for.
+    if kind is None or not issubclass(kind, jax.errors.JaxRuntimeError):
+      self.close()
+
   def close(self) -> None:
     """Waits until everything is on disk."""
     self._manager.wait_until_finished()

@@ -55,12 +55,15 @@ class Progress:
     steps_per_epoch: for the epoch shown.
     batch_size: images a step.
     out: where to print, any text file; None prints nothing.
+
+  Attributes:
+    unread: whether the reader of `out` has gone, as `| head` does.
   """
 
   def __init__(self, steps, start, steps_per_epoch, batch_size, out=sys.stdout):
     self.steps, self.start = steps, start
     self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
-    self.out = out
+    self.out, self.unread = out, False
     self._began = self._last = time.perf_counter()
     self._last_step, self._waited = start, 0.0
     self._bar = Bar(
@@ -124,10 +127,15 @@ class Progress:
 
   def say(self, text: str) -> None:
     """Prints lines of their own, above the bar if there is one."""
-    if self.out is None:
+    if self.out is None or self.unread:
       return
     if self._bar.disable:
-      print(text, file=self.out, flush=True)
+      try:
+        print(text, file=self.out, flush=True)
+      except BrokenPipeError:
+        self.unread = True
+      except OSError:  # a full disk must not end a run
+        pass
     else:
       self._bar.console.out(text, highlight=False)
 
