@@ -97,6 +97,7 @@ def moco():
 def sit():
   c = two_views(sit_recipe)
   c.model.name = 'vit_28'
+  c.model.init_scale = 'fan_in'
   c.ema.start = 0.95
   c.optim.lr = 0.012  # 3e-3 at batch 64
   c.optim.weight_decay_end = 0.04

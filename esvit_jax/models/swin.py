@@ -110,6 +110,7 @@ class Swin(nn.Module):
     'dims': (16, 32),
     'depths': (1, 2),
     'heads': (1, 2),
+    'window': 7,
     'patch': 4,
     'image_size': 28,
   }
