@@ -116,6 +116,9 @@ def test_what_is_wrong_with_videos_is_said(tmp_path):
   assert 'is not of the size of its video' in refused()
   (masks / '00003.png').unlink()
   assert 'has no annotation' in refused()
+  frames = tmp_path / 'JPEGImages' / '480p' / 'clip_0'
+  (frames / '00002.jpg').write_bytes(b'no image')
+  assert "cannot read the frame '" in refused()
   for path in sorted((tmp_path / 'JPEGImages/480p/clip_0').iterdir())[1:]:
     path.unlink()
   assert 'holds 1 frames' in refused()

@@ -187,6 +187,29 @@ def test_an_orientation_tag_is_named(tmp_path):
   assert 'orientation tag (EXIF)' in refused(tmp_path)
 
 
+def test_unreadable_images_are_the_pipelines(tmp_path):
+  write(tmp_path, scenes(3))
+  path = tmp_path / 'images' / 'train' / '001.png'
+  path.write_bytes(b'no image')
+  source = opened(tmp_path)
+  assert data.survey(source).counts.sum() > 2 * 90**2
+  with data.epoch(source, 3, max_unreadable=0.5) as feed:
+    batch = next(feed)
+  np.testing.assert_array_equal(batch['mask'], [True, False, True])
+  assert (batch['segmentation'][1] == VOID).all()
+
+
+def test_names_that_share_a_mask_and_masks_of_nothing(tmp_path):
+  write(tmp_path, scenes(2))
+  for path in (tmp_path / 'masks' / 'train').iterdir():
+    Image.new('L', (96, 96), VOID).save(path)
+  assert 'all pixels of all masks are void' in refused(tmp_path)
+  copy = tmp_path / 'images' / 'train' / '000.jpg'
+  Image.new('L', (96, 96)).save(copy)
+  with pytest.raises(UserError, match='would have one mask'):
+    opened(tmp_path)
+
+
 def test_a_source_without_masks_says_so():
   source = data.open_source({'source': 'embedded'})
   with pytest.raises(UserError, match='has no masks'):

@@ -53,11 +53,16 @@ def open_split(
       )
   split = splits.require(f'masks:{place}', split, split_names(place, data_dir))
   part = split if (root / 'images' / split).is_dir() else ''
-  images = {
-    path.relative_to(root / 'images').with_suffix(''): path
-    for path in sorted((root / 'images' / part).rglob('*'))
-    if path.suffix.lower().removeprefix('.') in formats.endings()
-  }
+  images, endings = {}, formats.endings()
+  for path in sorted((root / 'images' / part).rglob('*')):
+    if path.suffix.lower().removeprefix('.') in endings:
+      name = path.relative_to(root / 'images').with_suffix('')
+      if name in images:
+        raise UserError(
+          f'{str(images[name])!r} and {str(path)!r} would have one mask: give '
+          'each image a name of its own'
+        )
+      images[name] = path
   masks = {name: root / 'masks' / f'{name}.png' for name in images}
   pairs = [
     (images[name], masks[name]) for name in images if masks[name].exists()

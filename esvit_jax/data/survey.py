@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from esvit_jax.data import segmentation as segmentation_lib
+from esvit_jax.data.formats import Unreadable
 from esvit_jax.data.source import Source
 from esvit_jax.errors import UserError
 
@@ -34,22 +35,29 @@ def survey(source: Source, workers: int = 8) -> Survey:
   """Reads and checks every mask of a source.
 
   Raises:
-    UserError: the source has no masks, or one of them is not of the size of
-      its image, has classes that no name stands for, or cannot be read.
+    UserError: the source has no masks, none of their pixels counts, or one of
+      them is not of the size of its image, has classes that no name stands
+      for, or cannot be read.
   """
   segmentation = require(source)
   classes = len(segmentation.classes)
 
   def count(i):
-    labels = segmentation_lib.checked(
-      segmentation, i, source.read(i)[0], source.where(i)
-    )
+    try:
+      record, _ = source.read(i)
+      labels = segmentation_lib.checked(
+        segmentation, i, record, source.where(i)
+      )
+    except (OSError, Unreadable):
+      return 0  # the pipeline counts and names it when its turn comes
     return np.bincount(labels.ravel(), minlength=256)
 
   counts = np.zeros(256, np.int64)
   with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:
     for part in pool.map(count, range(len(source)), chunksize=16):
       counts += part
+  if not counts[:classes].any():
+    raise UserError(f'{source.name}: all pixels of all masks are void')
   void = counts[segmentation_lib.VOID] / max(counts.sum(), 1)
   return Survey(counts[:classes], float(void))
 

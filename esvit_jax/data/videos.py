@@ -90,7 +90,7 @@ def davis(root: pathlib.Path, split: str, channels: int) -> Videos:
 
   Raises:
     UserError: the list is not there or empty; in reading, frames lack their
-      annotations, are of other sizes, or are fewer than three.
+      annotations, cannot be read, are of other sizes, or fewer than three.
   """
   listing = root / 'ImageSets' / '2017' / f'{split}.txt'
   if not listing.exists():
@@ -118,7 +118,12 @@ def _davis_video(root: pathlib.Path, name: str, channels: int) -> Video:
     )
   frames, objects = [], []
   for path in paths:
-    frame = decode.decode(path.read_bytes(), channels, (2**16, 2**16))
+    try:
+      frame = decode.decode(path.read_bytes(), channels, (2**16, 2**16))
+    except decode.Unreadable as error:
+      raise UserError(
+        f'cannot read the frame {str(path)!r}: {error}'
+      ) from error
     mask = root / 'Annotations' / '480p' / name / f'{path.stem}.png'
     if not mask.exists():
       raise UserError(f'{str(path)!r} has no annotation {str(mask)!r}')
