@@ -170,6 +170,13 @@ def test_fine_tuning_starts_from_the_backbone(run_dir, tmp_path):
   )
 
 
+def test_deviations_are_positive(run_dir):
+  config = of(knn, run_dir)
+  config.data.mean, config.data.std = (0.3,), (0.0,)
+  with pytest.raises(UserError, match='use more than 0'):
+    evaluate.run(config, '', io.StringIO())
+
+
 def test_a_suite_goes_on_and_remembers(run_dir, tmp_path):
   config = of(transfer, run_dir, 'sit')
   config.transfer.suite = 'embedded,cifar10,aircraft'

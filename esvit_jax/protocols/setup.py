@@ -234,6 +234,8 @@ def fill_data(section, path: str, weights, size: int) -> None:
         f'{path or "the config"} does not say which images: set '
         f'--config.data.{field}'
       )
+  if np.min(section.std) <= 0:
+    raise UserError(f'config.data.std is {section.std}: use more than 0')
 
 
 def require_test(setup: Setup) -> None:
