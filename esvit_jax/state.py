@@ -49,8 +49,12 @@ class Horizon(NamedTuple):
 
   @property
   def epochs(self) -> int:
-    """Whole epochs, the last perhaps begun only."""
-    return math.ceil(self.steps / self.steps_per_epoch)
+    """Whole epochs, the last perhaps begun only.
+
+    Steps are rounded, so half a step more begins no epoch.
+    """
+    half = 0.5 / max(self.steps_per_epoch, 1)
+    return math.ceil(self.steps / self.steps_per_epoch - half)
 
   def steps_in(self, epochs: float) -> int:
     """Whole steps of some epochs: 0 of none, else at least 1."""
