@@ -92,9 +92,11 @@ def _train(
       )
     )
     resumed = checkpoints.latest()
-    state = (
-      initial_state(job) if resumed is None else checkpoints.restore(job.state)
-    )
+    if resumed is None:
+      state, damaged = initial_state(job), ''
+    else:
+      state, damaged = checkpoints.resume(job.state)
+      resumed = int(state.step)
     first = int(state.step)
     metrics = Metrics(directory, resumed, config.tensorboard, out is not None)
     stack.callback(metrics.close)
@@ -113,6 +115,8 @@ def _train(
       record = os.path.join(directory, 'run.json')
       about = {'chance': job.method.chance, 'network': job.method.network}
       workdir.write_json(record, provenance.record() | about)
+    if damaged:
+      progress.say(damaged)
     summary.introduce(job, directory, resumed, progress.say)
     if resumed is None:
       metrics.write(first, evaluation(state, at_start=True))

@@ -17,6 +17,7 @@ from esvit_jax.errors import UserError
 from esvit_jax.run import initial, jobs
 from esvit_jax.state import TrainState
 from esvit_jax.workdir.checkpoint import Checkpoints, restore_parts
+from esvit_jax.workdir.checksum import checksums
 
 TX = optax.adam(1e-3)
 
@@ -181,8 +182,13 @@ def test_a_broken_checkpoint_is_named(tmp_path, capfd, harm, pattern):
   assert text.startswith(f'cannot read checkpoint {tmp_path}')
   assert 'delete' in text and '\n' not in text
   with pytest.raises(UserError, match='cannot read checkpoint'):
-    restore_parts(str(tmp_path), ('params',))
-  assert 'Traceback' not in capfd.readouterr().err
+    restore_parts(str(tmp_path), ('params',), 2)
+  assert capfd.readouterr().err == ''
+  assert_same(
+    restore_parts(str(tmp_path), ('params',))['params'],
+    jax.tree.map(np.asarray, state(1).params),
+  )
+  assert 'damaged: step 1 is taken' in capfd.readouterr().err
   # The advice holds.
   shutil.rmtree(tmp_path / '2')
   assert_same(latest(tmp_path, 1), state(1))
@@ -345,3 +351,56 @@ def test_pathlib_is_enough(tmp_path):
   save(tmp_path / 'a', (1,))
   moved = pathlib.Path(tmp_path / 'a').rename(tmp_path / 'b')
   assert_same(restore_parts(str(moved), ('params',))['params'], state(1).params)
+
+
+def largest_file(folder) -> pathlib.Path:
+  files = [x for x in pathlib.Path(folder, 'state').rglob('*') if x.is_file()]
+  return max(files, key=lambda x: x.stat().st_size)
+
+
+def test_checksums_do_not_depend_on_devices_and_see_every_bit():
+  x = state(3)._asdict()
+  whole = checksums(x)
+  for devices in (jax.devices()[:1], jax.devices()):
+    assert checksums(placed(x, sharding.mesh(devices))[0]) == whole
+  assert checksums(jax.tree.map(np.asarray, x)) == whole
+  w = np.asarray(x['params']['w'])
+  for bit in range(32):
+    bits = w.copy().view(np.uint32)
+    bits[5, 1] ^= np.uint32(1 << bit)
+    assert checksums({'w': bits.view(np.float32)}) != checksums({'w': w})
+  assert checksums({'w': w[::-1]}) != checksums({'w': w})
+
+
+def flip_until_other_weights(folder, read) -> None:
+  """Flips one bit of the data so that reading it is refused."""
+  file = largest_file(folder)
+  data = file.read_bytes()
+  refused = 0
+  for at in range(len(data) // 2, len(data), max(len(data) // 40, 1)):
+    file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    try:
+      read()
+    except UserError:
+      refused += 1
+      break
+  assert refused
+
+
+def test_a_damaged_newest_is_set_aside(tmp_path):
+  run = tmp_path / 'run'
+  save(run / 'checkpoints', (1, 2))
+  kept = restore_parts(str(run), ('params',), 1)
+
+  def read():
+    restore_parts(str(run), ('params', 'teacher', 'extra', 'opt_state'), 2)
+
+  flip_until_other_weights(run / 'checkpoints/2', read)
+  checkpoints = Checkpoints(str(run / 'checkpoints'))
+  resumed, said = checkpoints.resume(like(state(1)))
+  assert int(resumed.step) == 1
+  assert_same(jax.tree.map(np.asarray, resumed.params), kept['params'])
+  assert said.endswith(f'it is now {run}/damaged_2') and '\n' not in said
+  checkpoints.save(state(2))
+  checkpoints.close()
+  assert steps_in(run / 'checkpoints') == [1, 2]

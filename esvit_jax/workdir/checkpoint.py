@@ -6,6 +6,7 @@ complete, whatever killed the run. Kept are the last few and the best.
 
 import contextlib
 import glob
+import json
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import (
   AnyPreservationPolicy,
   BestN,
@@ -24,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from esvit_jax.errors import UserError
 from esvit_jax.state import TrainState
+from esvit_jax.workdir.checksum import checksums
 
 UNFINISHED = '.orbax-checkpoint-tmp'
 
@@ -79,12 +82,22 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, state: TrainState) -> None:
-    """Starts to write `state`; returns once it may change."""
+    """Starts to write `state`; returns once it may change.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     step = int(state.step)
-    if step != self._manager.latest_step():
+    if step == self._manager.latest_step():
+      return
+    tree = state._asdict()
+    with self._writing():
       self._manager.save(
         step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict())),
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(tree),
+          checksums=ocp.args.JsonSave(checksums(tree)),
+        ),
         metrics={'step': step},
       )
 
@@ -97,19 +110,67 @@ class Checkpoints:
       step: which.
 
     Raises:
-      UserError: where it cannot be read or is of another model.
+      UserError: where it cannot be read, is damaged or is of another model.
     """
     step = self.latest() if step is None else step
+    folder = os.path.join(self.directory, str(step))
     with _reading(
-      os.path.join(self.directory, str(step)),
+      folder,
       'delete that folder to resume from the step before, or choose another '
       '--workdir',
     ):
       restored = self._manager.restore(
         step,
         args=ocp.args.Composite(state=ocp.args.StandardRestore(like._asdict())),
-      )
-    return TrainState(**restored['state'])
+      )['state']
+      _verify(folder, restored)
+    return TrainState(**restored)
+
+  def resume(self, like: TrainState) -> tuple[TrainState, str]:
+    """The newest state that is not damaged, and what to say of the others.
+
+    Damaged checkpoints are moved out of the way, beside `checkpoints/`.
+
+    Raises:
+      UserError: none can be read.
+    """
+    errors = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        state = self.restore(like, step)
+      except UserError as e:
+        errors[step] = e
+        continue
+      return state, self._set_aside(errors)
+    raise next(iter(errors.values()))
+
+  def _set_aside(self, damaged: dict[int, UserError]) -> str:
+    """Moves checkpoints out of the way; says which, in a line each."""
+    lines = []
+    for step, error in damaged.items():
+      aside = os.path.join(os.path.dirname(self.directory), f'damaged_{step}')
+      lines.append(f'{str(error).partition(": ")[0]}; it is now {aside}')
+      if jax.process_index() == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(os.path.join(self.directory, str(step)), aside)
+    if damaged:
+      multihost_utils.sync_global_devices('damaged checkpoints')
+      self._manager.reload()
+    return '\n'.join(lines)
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Turns what a full or broken disk raises into one line."""
+    try:
+      yield
+    except jax.errors.JaxRuntimeError:
+      raise
+    except Exception as e:  # orbax and tensorstore raise what they like
+      raise UserError(
+        f'cannot write a checkpoint in {self.directory} ({_first_line(e)}): '
+        f'make room or mend the disk; the same command goes on from the last '
+        'complete checkpoint there'
+      ) from e
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -121,8 +182,9 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits until everything is on disk."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    with self._writing():
+      self._manager.wait_until_finished()
+      self._manager.close()
 
 
 def restore_parts(
@@ -144,24 +206,55 @@ def restore_parts(
   directory = os.path.abspath(path)
   if os.path.isdir(os.path.join(directory, 'checkpoints')):
     directory = os.path.join(directory, 'checkpoints')
-  steps = sorted(
-    int(name)
-    for name in (os.listdir(directory) if os.path.isdir(directory) else [])
-    if name.isdigit()
-  )
-  if not steps:
-    raise UserError(
-      f'no checkpoint in {path}: give a run directory that has a '
-      'checkpoints/ folder with numbered steps'
-    )
-  if steps == [0]:
-    step = 0  # converted weights, of no step
-  if step is not None and step not in steps:
-    raise UserError(
-      f'no checkpoint of step {step} in {directory}: there are '
-      f'{", ".join(map(str, steps))}'
-    )
-  folder = os.path.join(directory, str(steps[-1] if step is None else step))
+  damaged = []
+  while True:
+    steps = _steps(directory)
+    if not steps:
+      raise UserError(
+        f'no checkpoint in {path}: give a run directory that has a '
+        'checkpoints/ folder with numbered steps'
+      )
+    if step is not None and step not in steps and steps != [0]:
+      raise UserError(
+        f'no checkpoint of step {step} in {directory}: there are '
+        f'{", ".join(map(str, steps))}'
+      )
+    if steps == [0]:
+      chosen = 0  # converted weights, of no step
+    elif step is not None:
+      chosen = step
+    else:
+      whole = [x for x in steps if x not in damaged]
+      chosen = whole[-1] if whole else steps[-1]
+    folder = os.path.join(directory, str(chosen))
+    try:
+      restored = _read_parts(folder, parts)
+    except UserError:
+      if not os.path.isdir(folder):
+        continue  # the run that trains there has just removed it
+      damaged.append(chosen)
+      if step is not None or not set(steps) - set(damaged):
+        raise
+      continue
+    for x in damaged:
+      print(
+        f'checkpoint {os.path.join(directory, str(x))} is damaged: step '
+        f'{chosen} is taken',
+        file=sys.stderr,
+      )
+    return restored
+
+
+def _steps(directory: str) -> list[int]:
+  """Numbers of the complete checkpoints in a folder, ascending."""
+  if not os.path.isdir(directory):
+    return []
+  names = os.listdir(directory)
+  return sorted(int(x) for x in names if x.isascii() and x.isdigit())
+
+
+def _read_parts(folder: str, parts: tuple[str, ...]) -> dict:
+  """Some parts of one checkpoint, verified."""
   with (
     _reading(folder, 'choose another --config.init.checkpoint'),
     contextlib.closing(ocp.PyTreeCheckpointer()) as reader,
@@ -173,10 +266,28 @@ def restore_parts(
     tree = {part: saved.tree[part] for part in parts}
     # As NumPy arrays: the devices that saved them may not be here.
     kind = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree)
-    return reader.restore(
+    restored = reader.restore(
       path,
       ocp.args.PyTreeRestore(tree, restore_args=kind, partial_restore=True),
     )
+    _verify(folder, restored)
+    return restored
+
+
+def _verify(folder: str, tree) -> None:
+  """Raises OSError where arrays are not those that were saved.
+
+  Checkpoints of versions that wrote no checksums pass.
+  """
+  path = os.path.join(folder, 'checksums', 'metadata')
+  if not os.path.exists(path):
+    return
+  with open(path, encoding='utf-8') as f:
+    saved = json.load(f)
+  # Each process sums what it holds; arrays read as NumPy are whole in each.
+  for name, value in checksums(tree).items():
+    if saved.get(name) != value:
+      raise OSError(f'{name} is damaged: it is not what was saved')
 
 
 @contextlib.contextmanager
