@@ -443,3 +443,13 @@ class TestImports:
       "assert 'tensorflow' not in sys.modules\n",
       PYTHONPATH=os.pathsep.join([str(fake.parent), os.getcwd()]),
     )
+
+
+def test_one_row_a_step_and_a_process():
+  source = data.open_source({'source': 'embedded'})
+  whole = data.Pipeline(source, 0, 8)
+  for step in (0, 3):
+    parts = [data.Pipeline(source, 0, 8, k, 8)[step]['index'] for k in range(8)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole[step]['index'])
+  alone = data.Pipeline(source, 0, 1)
+  assert [alone[k]['index'][0] for k in range(8)] == list(whole[0]['index'])

@@ -76,19 +76,26 @@ class Pipeline:
       .seed(seed)
       .shuffle()
       .repeat()
-      .batch(rows)[process_index::process_count]
+      .batch(rows)
     )
+    self._process = process_index, process_count
+
+  def _indices(self, step: int) -> np.ndarray:
+    """Which images this process reads for a step."""
+    # Not by grain's slices: of endless batches of one row they overflow.
+    process, count = self._process
+    return self._order[step * count + process]
 
   def __getitem__(self, step: int) -> Batch:
     """The batch of any step, without the steps before it."""
-    indices = self._order[step]
+    indices = self._indices(step)
     batch = self._reader.empty(len(indices))
     self._reader.fill(batch, indices, range(len(indices)))
     return batch
 
   def iterate(self, start_step: int = 0) -> 'Feed':
     """The batches of start_step, start_step + 1, ... read ahead by threads."""
-    orders = (self._order[step] for step in itertools.count(start_step))
+    orders = (self._indices(step) for step in itertools.count(start_step))
     return Feed(self._reader, orders, self._workers)
 
   @property
