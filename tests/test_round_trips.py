@@ -335,7 +335,8 @@ def test_heads_are_asked_for_with_the_candidates(tmp_path, capsys):
   assert convert.main([str(path), str(tmp_path / 'run')]) == 2
   text = capsys.readouterr().err
   assert text.count('\n') == 1 and str(path) in text
-  assert '3 (vit_tiny, deit_tiny) or 12 (mae_tiny, moco_tiny) heads' in text
+  heads = '3 (vit_tiny, deit_tiny) or 12 (vit_tiny_12h, mae_tiny, moco_tiny)'
+  assert f'{heads} heads' in text
   assert '--model.heads=3|12' in text and 'load it with heads=' in text
   with pytest.raises(UserError, match='or 12'):
     esvit_jax.load(path)
