@@ -113,7 +113,9 @@ def of_processes(error: Exception) -> bool:
 
 def processes() -> int:
   """How many work together."""
-  if not (DISTRIBUTED.value or COORDINATOR.value):
+  if not flags.FLAGS.is_parsed() or not (
+    DISTRIBUTED.value or COORDINATOR.value
+  ):
     return 1
   import jax
 

@@ -77,7 +77,7 @@ def base() -> ConfigDict:
   c.save.keep_every_epochs = 20  # these stay for ever; 0: none
 
   c.log_every = 50  # steps
-  c.max_bad_steps = 10  # steps without finite numbers, in a row, that stop
+  c.max_bad_steps = 3  # steps without finite numbers, in a row, that stop
   c.tensorboard = False  # needs pip install esvit_jax[tensorboard]
   return c
 

@@ -162,3 +162,20 @@ def test_figures_that_come_after_a_resume_join_their_line(tmp_path):
     {'step': 2, 'a': 2, 'knn/teacher': 50},
     {'step': 3, 'a': 4},
   ]
+
+
+def test_a_full_disk_costs_no_line(tmp_path, capfd):
+  m = Metrics(tmp_path)
+  m.write(1, {'a': 1})
+  m.flush()
+  whole = m._file
+  m._file = open('/dev/full', 'w')  # noqa: SIM115
+  for step in (2, 3):
+    m.write(step, {'a': step})
+  m.flush()
+  m.write(4, {'a': 4})
+  m.close()
+  whole.close()
+  assert [x['step'] for x in lines(tmp_path)] == [1, 2, 3, 4]
+  (line,) = capfd.readouterr().err.splitlines()
+  assert 'No space left on device' in line

@@ -1,8 +1,10 @@
 """The figures of a run over its steps: metrics.jsonl and TensorBoard."""
 
+import contextlib
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 from esvit_jax.errors import UserError
@@ -47,6 +49,7 @@ class Metrics:
     self.path = os.path.join(directory, 'metrics.jsonl')
     self.pending: dict = {}
     self._file = None
+    self._failed = False
     self._board = None
     if tensorboard and write:
       self._board = tensorboard_writers().SummaryWriter(directory)
@@ -71,18 +74,41 @@ class Metrics:
     self.pending = {**(self.pending or {'step': step}), **values}
 
   def flush(self) -> None:
-    """Writes the line in hand."""
+    """Writes the line in hand.
+
+    A full disk ends no run: it is said once, and all lines are written again
+    the next time.
+    """
     if not self.pending:
       return
     self.history.append(self.pending)
     if self._file:
-      self._file.write(json.dumps(self.pending) + '\n')
-      self._file.flush()
+      try:
+        self._append(self.pending)
+        self._failed = False
+      except OSError as e:
+        if not self._failed:
+          print(
+            f'cannot write {self.path} ({e.strerror}): training goes on, and '
+            'the next line tries again',
+            file=sys.stderr,
+          )
+        self._failed = True
     if self._board:
       scalars = {k: v for k, v in self.pending.items() if v is not None}
       self._board.write_scalars(scalars.pop('step'), scalars)
       self._board.flush()
     self.pending = {}
+
+  def _append(self, line: dict) -> None:
+    """Writes the last line of `history`, or all after a failure."""
+    if self._failed:
+      with contextlib.suppress(OSError):  # half a line may be in its buffer
+        self._file.close()
+      self._rewrite()
+    else:
+      self._file.write(json.dumps(line) + '\n')
+      self._file.flush()
 
   def _rewrite(self) -> None:
     """Makes the file hold `history`, and opens it to go on."""
@@ -98,7 +124,8 @@ class Metrics:
   def close(self) -> None:
     self.flush()
     if self._file:
-      self._file.close()
+      with contextlib.suppress(OSError):
+        self._file.close()
 
 
 def read(path: str) -> list[dict]:
