@@ -161,6 +161,7 @@ def synthetic_job(config, mesh) -> jobs.Job:
     canvas=augment.view_size(canvas),
     classes=range(CLASSES),
     label_shape=(),
+    multi_label=False,
     segmentation=None,
   )
   return jobs.plan(config, mesh, {'train': source, 'test': None}, HORIZON)
