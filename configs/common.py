@@ -133,6 +133,13 @@ def variant(arg: str | None, table: dict, default: str):
   return table[names[0]], debug
 
 
+# A network for images of 28 px of each family, as `models.build` takes it.
+SMALL = {
+  name: {'name': name, 'debug': True}
+  for name in ('swin', 'cvt', 'vil', 'resnet', 'vit')
+}
+
+
 def shrink(c: ConfigDict) -> ConfigDict:
   """Any config in seconds on a laptop: embedded images, a tiny network.
 
