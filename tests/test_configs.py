@@ -182,3 +182,9 @@ def test_numbers_out_of_range(field, value, rule):
     c.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=f'{field} is {value}: use {rule}'):
     limits.check(c)
+
+
+@pytest.mark.parametrize('family', common.SMALL)
+def test_small_networks_are_for_28_px(family):
+  backbone = models.build(common.SMALL[family])
+  assert backbone.image_size in (28, None)
