@@ -619,7 +619,7 @@ def test_our_runs_go_out_and_are_trained_from_again(tmp_path):
   assert run(tmp_path / 'run', file, '--which=both', '--centres') == 0
   apply, params = esvit_jax.load(file)
   same(params['params'], state.teacher['backbone'])
-  shape = (3, *[config.model.image_size] * 2, config.data.channels)
+  shape = (3, *[config.eval.size] * 2, config.data.channels)
   images = rng.normal(size=shape).astype(np.float32)
   out = apply(params, images)
   want = jax.jit(job.method.features)(state.teacher, {}, images)

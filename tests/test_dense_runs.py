@@ -44,6 +44,7 @@ def two_greys(tmp_path_factory):
   return root
 
 
+@pytest.mark.slow
 def test_every_pixel_is_told_where_its_brightness_tells(
   tiny_run, two_greys, tmp_path
 ):

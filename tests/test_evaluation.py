@@ -30,6 +30,7 @@ def steps_saved(directory):
   return {int(x) for x in os.listdir(f'{directory}/checkpoints')}
 
 
+@pytest.mark.slow
 def test_a_failure_is_said_and_training_goes_on(tmp_path, monkeypatch):
   figures = Evaluation._figures
 

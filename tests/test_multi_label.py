@@ -102,6 +102,7 @@ def test_scenes_say_which_garments_they_show():
   assert (-1 in labels) and (labels == 1).any(0).all()
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_scenes(tmp_path):
   out = io.StringIO()
   config = recipes.get_config('embedded,debug')

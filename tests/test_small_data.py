@@ -67,6 +67,7 @@ def test_sets_that_are_there_are_run(tmp_path):
   assert {'views.png', 'pca.png', 'attention.png'} <= drawn
 
 
+@pytest.mark.slow
 def test_a_stop_is_not_an_end(tmp_path):
   """Stopped, it neither fine-tunes a half nor writes figures; then goes on."""
   c = configs.get_config('embedded_mae,debug')
