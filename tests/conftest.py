@@ -50,10 +50,3 @@ def tiny_run(tmp_path_factory) -> str:
       train.run(tiny(), unfinished, io.StringIO())
       os.rename(unfinished, directory)
   return str(directory)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def forget_programs():
-  """Compiled programs of one file are no use to the next, but fill memory."""
-  yield
-  jax.clear_caches()
