@@ -14,6 +14,7 @@ import json
 import os
 
 from esvit_jax.errors import UserError, require_local
+from esvit_jax.workdir.jsonfile import flatten, write_json
 
 # Fields that say how to watch or place a run, not what it computes.
 FREE = (
@@ -131,21 +132,3 @@ def _clear(path: str) -> None:
       os.remove(os.path.join(path, name))
   with contextlib.suppress(FileNotFoundError):
     os.rmdir(os.path.join(path, 'checkpoints'))
-
-
-def write_json(path: str, value) -> None:
-  """Writes in one stroke: readers see the old file or the new one."""
-  with open(path + '.tmp', 'w', encoding='utf-8') as f:
-    json.dump(value, f, indent=2)
-  os.replace(path + '.tmp', path)
-
-
-def flatten(tree: dict, prefix: str = '') -> dict:
-  """{'a': {'b': 1}} -> {'a.b': 1}."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, dict) and value:
-      flat |= flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
