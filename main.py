@@ -47,6 +47,13 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer('processes', 0, 'How many processes.')
 PROCESS = flags.DEFINE_integer('process', -1, 'Index of this process.')
+CACHE = flags.DEFINE_string(
+  'compilation_cache',
+  'auto',
+  'Where compiled programs are kept for the next command: auto is '
+  '~/.cache/esvit_jax/xla, empty keeps none; JAX_COMPILATION_CACHE_DIR comes '
+  'first.',
+)
 
 
 def main(argv: list[str]) -> int:
@@ -78,11 +85,20 @@ def main(argv: list[str]) -> int:
   return 0
 
 
+def prepare_memory() -> None:
+  """Starts the process again if that makes memory quicker."""
+  from esvit_jax.run import startup
+
+  startup.use_huge_pages()
+
+
 def command(config) -> None:
   """What the flags ask for."""
-  from esvit_jax.run import signals
+  from esvit_jax.run import signals, startup
 
   with signals.ends_at_once():
+    if problem := startup.keep_programs(CACHE.value):
+      print(f'note: {problem}', file=sys.stderr)
     if DISTRIBUTED.value or COORDINATOR.value:
       from esvit_jax import sharding
 
@@ -260,4 +276,5 @@ def help_text() -> str:
 
 
 if __name__ == '__main__':
+  prepare_memory()
   leave(main(sys.argv))

@@ -22,6 +22,7 @@ setup(
     'array_record',
     'clu>=0.0.12',
     'einops',
+    'filelock',
     'flax>=0.12',
     'grain>=0.2.18',
     'imagecodecs',

@@ -19,7 +19,7 @@ from esvit_jax import data, models, report, sharding, workdir
 from esvit_jax import state as state_lib
 from esvit_jax.analysis.pictures import Album, Gallery
 from esvit_jax.errors import Stopped, in_one_line
-from esvit_jax.run import jobs, replay, summary
+from esvit_jax.run import jobs, replay, startup, summary
 from esvit_jax.run.evaluation import Evaluation, headline
 from esvit_jax.run.initial import initial_state
 from esvit_jax.run.jobs import Job
@@ -114,6 +114,7 @@ def _train(
     if out is not None and first < steps:
       record = os.path.join(directory, 'run.json')
       about = {'chance': job.method.chance, 'network': job.method.network}
+      about |= startup.settings()
       workdir.write_json(record, provenance.record() | about)
     if damaged:
       progress.say(damaged)

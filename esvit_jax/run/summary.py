@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from esvit_jax import augment
+from esvit_jax.run import startup
 from esvit_jax.workdir import terminal
 from esvit_jax.workdir.metrics import NETWORKS, SCORES
 
@@ -52,6 +53,11 @@ def introduce(job, directory: str, resumed: int | None, say: Say) -> None:
     f'({steps / per_epoch:.1f} epochs) on {devices}'
     + (f', from step {resumed}' if resumed else '')
     + f'\n       checkpoints in {os.path.join(directory, "checkpoints")}'
+  )
+  settings = startup.settings()
+  say(
+    f'       huge pages {settings["huge_pages"]}, compiled programs kept: '
+    f'{settings["compilation_cache"]}'
   )
 
 
