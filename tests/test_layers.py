@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from esvit_jax.errors import UserError
-from esvit_jax.models import layers, resize
+from esvit_jax.models import layers, patches, resize
 from esvit_jax.models.positions import resize_positions
 
 KEY = jax.random.key(0)
@@ -40,7 +40,7 @@ def test_drop_path_takes_whole_views_and_keeps_the_mean():
 
 def test_patches_are_a_strided_convolution():
   x = jax.random.normal(KEY, (2, 3, 8, 12, 5))
-  module = layers.PatchEmbed(7, 4)
+  module = patches.PatchEmbed(7, 4)
   variables = module.init(KEY, (x,))
   tokens, shapes = module.apply(variables, (x,))
   assert shapes == ((3, 2, 3),)
@@ -64,7 +64,7 @@ def test_patches_are_a_strided_convolution():
   ],
 )
 def test_images_that_do_not_fit(shape, words):
-  module = layers.PatchEmbed(7, 4)
+  module = patches.PatchEmbed(7, 4)
   variables = module.init(KEY, (jnp.zeros((1, 1, 8, 8, 3)),))
   with pytest.raises(UserError, match=words):
     module.apply(variables, (jnp.zeros(shape),))
@@ -73,7 +73,7 @@ def test_images_that_do_not_fit(shape, words):
 def test_groups_must_agree_on_channels():
   groups = (jnp.zeros((1, 1, 8, 8, 3)), jnp.zeros((1, 1, 4, 4, 1)))
   with pytest.raises(UserError, match='3 and 1 channels'):
-    layers.PatchEmbed(7, 4).init(KEY, groups)
+    patches.PatchEmbed(7, 4).init(KEY, groups)
 
 
 def test_batch_norm_normalises_then_remembers():

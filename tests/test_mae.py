@@ -15,6 +15,7 @@ from esvit_jax import models, optim, sharding, state
 from esvit_jax.errors import UserError
 from esvit_jax.methods import mae as method
 from esvit_jax.models import mae
+from esvit_jax.models.patches import patchify, unpatchify
 from esvit_jax.models.vit import ViT
 from esvit_jax.weights import tables
 
@@ -27,7 +28,7 @@ VISIBLE = 49
 def golden_step(network, c, order, targets=None):
   """params -> (loss, metrics), the published image and order given."""
   images = mae_runs.image('mae_img')
-  patches = mae.patchify(images, 16)
+  patches = patchify(images, 16)
 
   def loss(params, targets=targets):
     out = network.apply({'params': params}, images, order, VISIBLE)
@@ -92,7 +93,7 @@ def test_published_predictions():
   latent = out.traces[-1].output
   np.testing.assert_allclose(latent, golden['latent'], **CLOSE)
   np.testing.assert_allclose(out.pred[:, ::4], golden['pred_every4'], **CLOSE)
-  patches = mae.patchify(mae_runs.image('mae_img'), 16)
+  patches = patchify(mae_runs.image('mae_img'), 16)
   np.testing.assert_array_equal(patches[:, :3, :12], golden['target_head'])
 
 
@@ -147,7 +148,7 @@ def test_published_steps():
 def teacher():
   """The published teacher of the goldens, and its variables."""
   _, entry = golden_mae_sit.load('dmae')
-  module = ViT(256, 12, 8, positions='mae', pool='mean')
+  module = ViT(dim=256, depth=12, heads=8, positions='mae', pool='mean')
   like = models.abstract_variables(module)
   weights = mae_runs.published(entry['keys'], 'tch_model.')
   return module, tables.from_published(weights, 'vit', like)
@@ -315,7 +316,7 @@ def test_hidden_states_are_matched_through_their_adapters():
   def run(variables):
     out = network.apply(variables, images, order, 4)
     targets = vit.apply(frozen, images, order[:, :4], method='encode_visible')
-    patches = mae.patchify(images, 4)
+    patches = patchify(images, 4)
     return method.objective(out, patches, order, 4, targets, c), out, targets
 
   (value, metrics), out, targets = run(variables)
@@ -360,10 +361,10 @@ def test_nothing_is_learned_from_what_is_hidden():
   network = mae.MAE(small_vit(), 16, 1, 2)
   images, order = random_images(), method.patch_order(KEY, 2, 16)
   variables = random_variables(network)
-  patches = mae.patchify(images, 4)
+  patches = patchify(images, 4)
   noise = jax.random.normal(KEY, patches.shape)
   hidden = method.removed(order, 5)[:, :, None] > 0
-  other = mae.unpatchify(jnp.where(hidden, noise, patches), (4, 4), 4)
+  other = unpatchify(jnp.where(hidden, noise, patches), (4, 4), 4)
   assert not np.allclose(images, other)
   np.testing.assert_array_equal(
     predict(network)(variables, images, order),
@@ -373,8 +374,8 @@ def test_nothing_is_learned_from_what_is_hidden():
 
 def test_patches_go_back_to_their_image():
   images = random_images(12, 20, 3)
-  patches = mae.patchify(images, 4)
-  np.testing.assert_array_equal(mae.unpatchify(patches, (3, 5), 4), images)
+  patches = patchify(images, 4)
+  np.testing.assert_array_equal(unpatchify(patches, (3, 5), 4), images)
   # (row, column, channel) within a patch
   np.testing.assert_array_equal(
     patches[0, 6].reshape(4, 4, 3), images[0, 4:8, 4:8]
@@ -395,7 +396,7 @@ def test_loss_is_the_mean_over_removed_patches_of_the_batch():
 @pytest.mark.parametrize('norm_pix', [True, False])
 def test_a_perfect_prediction_paints_the_image(norm_pix):
   images, order = random_images(), method.patch_order(KEY, 2, 16)
-  target = patches = mae.patchify(images, 4)
+  target = patches = patchify(images, 4)
   if norm_pix:
     target = (patches - patches.mean(-1, keepdims=True)) / jnp.sqrt(
       patches.var(-1, keepdims=True, ddof=1) + 1e-6
@@ -404,7 +405,7 @@ def test_a_perfect_prediction_paints_the_image(norm_pix):
   columns = method.pictures(images, target, mask, 4, norm_pix)
   np.testing.assert_allclose(columns[:, 0], images)
   np.testing.assert_allclose(columns[:, 2], images, atol=1e-4)
-  masked = np.abs(mae.patchify(columns[:, 1], 4)).max(-1) == 0
+  masked = np.abs(patchify(columns[:, 1], 4)).max(-1) == 0
   assert np.array_equal(masked, mask)
 
 
@@ -458,7 +459,7 @@ def test_masks_differ_between_images_and_steps():
 def test_chance_is_the_loss_of_a_blank_prediction():
   c = mae_runs.tiny()
   built = method.build(c, RUN)
-  patches = mae.patchify(random_images(), 4)
+  patches = patchify(random_images(), 4)
   mean, deviation = mae.patch_moments(patches)
   target = (patches - mean) / deviation
   loss = mae.reconstruction_loss(

@@ -15,7 +15,7 @@ from runs import tiny
 import esvit_jax
 from esvit_jax import data, models, sharding
 from esvit_jax.errors import UserError
-from esvit_jax.models import chunks, longformer
+from esvit_jax.models import chunks, longformer, windows
 from esvit_jax.run import jobs
 from esvit_jax.weights import architecture, export, tables
 from esvit_jax.weights.networks import Weights
@@ -203,19 +203,21 @@ def test_chunks_come_back_as_maps():
     jax.random.normal(KEY, (2, 3, 7, 5, 4)),
     jax.random.normal(KEY, (2, 1, 2, 9, 4)),
   ]
-  pieces = [chunks.to_chunks(x, 3) for x in maps]
+  pieces = [windows.cut(windows.pad(x, 3), 3) for x in maps]
   assert [x.shape for x in pieces] == [(2, 3, 3, 2, 9, 4), (2, 1, 1, 3, 9, 4)]
   row = jnp.concatenate([x.reshape(2, -1, 9, 4) for x in pieces], 1)
   abstract = [x.shape[1:4] for x in maps]
-  for x, y, piece in zip(maps, chunks.split(row, abstract, 3), pieces):
+  again = windows.from_windows(row, abstract, 3, 0)
+  for x, y, piece in zip(maps, again, pieces):
     np.testing.assert_array_equal(x, y)
-    np.testing.assert_array_equal(x, chunks.from_chunks(piece, x.shape[2:4]))
+    h, w = x.shape[2:4]
+    np.testing.assert_array_equal(x, windows.paste(piece)[:, :, :h, :w])
 
 
 def test_chunks_around_are_those_of_the_map():
   # Every token holds its own place, so keys tell where they come from.
   place = jnp.stack(jnp.mgrid[1:8, 1:6], -1)[None, None].astype(jnp.float32)
-  pieces = chunks.to_chunks(place, 3)
+  pieces = windows.cut(windows.pad(place, 3), 3)
   near = np.array(chunks.around(pieces, chunks.ALL))[0, 0]  # r c 81 2
   on_map = np.array(chunks.on_map((7, 5), 3, chunks.ALL)).reshape(3, 2, 81)
   index = chunks.relative_position_index(3)

@@ -13,6 +13,7 @@ from esvit_jax import models
 from esvit_jax.errors import UserError
 from esvit_jax.methods import method as shared
 from esvit_jax.models import mae
+from esvit_jax.models.patches import patchify, unpatchify
 from esvit_jax.state import Loss, Method, Run
 
 
@@ -68,7 +69,7 @@ def build(config, run: Run) -> Method:
       rngs={'drop_path': drop_key},
     )
     targets = teacher_traces(state, images, order)
-    patches = mae.patchify(images, patch)
+    patches = patchify(images, patch)
     value, metrics = objective(out, patches, order, k, targets, config)
     return Loss(value, state.extra, metrics)
 
@@ -116,7 +117,7 @@ def objective(out: mae.Outputs, patches, order, k: int, targets, config):
 
   Args:
     out: of the student.
-    patches: of the images, see `mae.patchify`, f32[B, L, P].
+    patches: of the images, see `patchify`, f32[B, L, P].
     order: i32[B, L].
     k: patches seen.
     targets: traces of the teacher's blocks, or None.
@@ -188,7 +189,7 @@ def pictures(images, pred, mask, patch: int, norm_pix: bool) -> jax.Array:
   Returns:
     f32[B, 3, H, W, channels]; masked patches are 0, the mean colour.
   """
-  patches = mae.patchify(images, patch)
+  patches = patchify(images, patch)
   if norm_pix:
     mean, deviation = mae.patch_moments(patches)
     pred = pred * deviation + mean
@@ -196,7 +197,7 @@ def pictures(images, pred, mask, patch: int, norm_pix: bool) -> jax.Array:
   size = (images.shape[1] // patch, images.shape[2] // patch)
   masked = patches * (1 - mask)
   columns = (patches, masked, masked + pred * mask)
-  return jnp.stack([mae.unpatchify(x, size, patch) for x in columns], 1)
+  return jnp.stack([unpatchify(x, size, patch) for x in columns], 1)
 
 
 def _network(config, teacher) -> mae.MAE:

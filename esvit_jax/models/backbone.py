@@ -5,9 +5,11 @@ ask a backbone for what stands here and for nothing else.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from flax import linen as nn
 from flax import struct
 
 # Where a network does not say which images it is made for, pixels.
@@ -32,42 +34,55 @@ class Features(NamedTuple):
   blocks: tuple[jax.Array, ...]
 
 
-class Backbone(Protocol):
-  """A linen module that turns views into features.
+class Backbone(nn.Module, kw_only=True):
+  """A linen module that turns views into features; a subclass is one family.
 
-  Its variables are in the collections 'params' and, with batch norm,
-  'batch_stats'. In train mode it may draw from the rngs 'drop_path' and
-  'neighbour', and `batch_stats` is mutable. For analyses its blocks may sow
+  Variables are in the collections 'params' and, with batch norm,
+  'batch_stats', which is mutable in training. In training a backbone may draw
+  from the rngs 'drop_path' and 'neighbour'. For analyses its blocks may sow
   'attention' into 'intermediates': f[B, V, heads, n, n] over all tokens of a
   view, its regions last and row by row, or `Windows`.
 
   Attributes:
-    drop_path: rate at which residual branches are dropped in training; 0.0.
-    init_scale: see `layers.linear_init`; 'published' by default.
+    drop_path: rate at which the residual branch of the last block is dropped
+      in training; it rises linearly from 0 at the first.
+    init_scale: see `layers.linear_init`.
     dtype: of the computation; parameters are float32.
-    remat: recompute blocks in the backward pass to save memory; False.
+    remat: recompute blocks in the backward pass to save memory.
     image_size: side in pixels of the images that the weights are made for;
-      None if any size will do.
-    DEBUG: fields of a network for images of 28 px that trains in seconds: a
-      ClassVar, used where a config says `model.debug`.
-    num_features: width D of the view and region features.
-    layer_ids: names at the top of `params` -> layer, for layer-wise learning
-      rates: 0 for what makes tokens, 1 to n for the blocks in order. What is
-      not named comes after the last block.
+      None if any size will do. Usually a field of the subclass.
+    DEBUG: fields of a network for images of 28 px that trains in seconds,
+      used where a config says `model.debug`.
   """
 
-  drop_path: float
-  init_scale: str
-  dtype: Any
-  remat: bool
-  image_size: int | None
-  DEBUG: Mapping[str, Any]
+  drop_path: float = 0.0
+  init_scale: str = 'published'
+  dtype: jnp.dtype = jnp.float32
+  remat: bool = False
+
+  image_size: ClassVar[int | None] = None
+  DEBUG: ClassVar[Mapping] = {}
+
+  def __post_init__(self):
+    self.check()
+    super().__post_init__()
+
+  def check(self) -> None:
+    """Raises UserError for fields that do not make a network."""
 
   @property
-  def num_features(self) -> int: ...
+  def num_features(self) -> int:
+    """Width D of the view and region features."""
+    raise NotImplementedError
 
   @property
-  def layer_ids(self) -> Mapping[str, int]: ...
+  def layer_ids(self) -> Mapping[str, int]:
+    """Names at the top of `params` -> layer, for layer-wise learning rates.
+
+    0 is what makes tokens, 1 to n are the blocks in order. Parameters that
+    are not named come after the last block.
+    """
+    raise NotImplementedError
 
   def __call__(
     self, groups: Sequence[jax.Array], train: bool = False
@@ -82,6 +97,21 @@ class Backbone(Protocol):
     Raises:
       UserError: images that the network cannot take.
     """
+    raise NotImplementedError
+
+
+def features_of_groups(blocks, grids, stages) -> tuple[Features, ...]:
+  """Features of each group of views; see `Features` for the shapes.
+
+  Args:
+    blocks: of each block, the pooled features of all groups.
+    grids: the region features of all groups.
+    stages: of each stage, the maps of all groups.
+  """
+  return tuple(
+    Features(views[-1], grid, maps, views)
+    for views, grid, maps in zip(zip(*blocks), grids, zip(*stages))
+  )
 
 
 @struct.dataclass

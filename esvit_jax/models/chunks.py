@@ -1,4 +1,6 @@
-"""Square chunks of maps and the nine around each: Vision Longformer's geometry.
+"""Chunks of maps and the nine around each: Vision Longformer's geometry.
+
+Chunks are the windows of `windows.cut`.
 
 Axes: B images, V views, h w a map, r c its rows and columns of chunks,
 n = window^2 tokens of a chunk.
@@ -8,51 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from esvit_jax.models.layers import Shape, unpack
 from esvit_jax.models.positions import offset_index, places
 from esvit_jax.models.windows import padded
 
 # The 3x3 chunks around one, row by row, are numbered 0 to 8.
 ALL = np.arange(9)
 OWN = 4
-
-
-def to_chunks(maps: jax.Array, window: int) -> jax.Array:
-  """Maps [B, V, h, w, C] -> chunks [B, V, r, c, n, C].
-
-  Zero pads at the bottom and right.
-  """
-  B, V, h, w, C = maps.shape
-  H, W = padded(h, window), padded(w, window)
-  x = jnp.pad(maps, ((0, 0), (0, 0), (0, H - h), (0, W - w), (0, 0)))
-  x = x.reshape(B, V, H // window, window, W // window, window, C)
-  x = x.swapaxes(3, 4)  # B V r c window window C
-  return x.reshape(B, V, H // window, W // window, window**2, C)
-
-
-def from_chunks(chunks: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """Undoes `to_chunks` for maps of `shape` (h, w); drops the pads."""
-  B, V, r, c, n, C = chunks.shape
-  window = round(n**0.5)
-  x = chunks.reshape(B, V, r, c, window, window, C)
-  x = x.swapaxes(3, 4).reshape(B, V, r * window, c * window, C)
-  return x[:, :, : shape[0], : shape[1]]
-
-
-def split(
-  chunks: jax.Array, shapes: tuple[Shape, ...], window: int
-) -> list[jax.Array]:
-  """Chunks [B, W, n, C] of groups in a row -> maps of shapes (V, h, w)."""
-  B, _, n, C = chunks.shape
-  grids = [
-    (V, padded(h, window) // window, padded(w, window) // window)
-    for V, h, w in shapes
-  ]
-  parts = unpack(chunks.reshape(B, -1, n * C), grids)  # B V r c nC
-  return [
-    from_chunks(x.reshape(*x.shape[:-1], n, C), (h, w))
-    for x, (_, h, w) in zip(parts, shapes)
-  ]
 
 
 def around(chunks: jax.Array, which: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ by itself, for its batch statistics are its own.
 import jax.numpy as jnp
 from flax import linen as nn
 
-from esvit_jax.errors import UserError
 from esvit_jax.models.layers import DropPath, pack, unpack
 
 
@@ -36,35 +35,8 @@ def drop_path(rate: float, x, train: bool):
   return unpack(DropPath(rate)(pack([x]), shapes, train), shapes)[0]
 
 
-def check_images(groups, least: int = 1, channels: int | None = None) -> None:
-  """Raises UserError for images that a network cannot take.
-
-  Args:
-    groups: of images f[B, V, H, W, channels].
-    least: shortest side in pixels.
-    channels: that the network was made for, if it was.
-  """
-  for x in groups:
-    if x.ndim != 5:
-      raise UserError(
-        f'a group of images has shape {x.shape}: give '
-        '[batch, views, height, width, channels]'
-      )
-    if min(x.shape[2:4]) < least:
-      raise UserError(
-        f'images of {x.shape[2]}x{x.shape[3]} px: this network takes {least} '
-        'px or more'
-      )
-    channels = x.shape[-1] if channels is None else channels
-    if x.shape[-1] != channels:
-      raise UserError(
-        f'images have {x.shape[-1]} channels, the network was made for '
-        f'{channels}: convert the images or start a new network'
-      )
-
-
 def channels_of(module: nn.Module, *path: str) -> int | None:
-  """What the convolution at `path` takes; None before it is made."""
+  """Input channels of the convolution at `path`; None before it is made."""
   if not module.has_variable('params', path[0]):
     return None
   layer = module.get_variable('params', path[0])

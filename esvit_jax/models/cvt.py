@@ -16,16 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from esvit_jax.models.backbone import Features, Windows
-from esvit_jax.models.convolutions import (
-  Pointwise,
-  channels_of,
-  check_images,
-  drop_path,
+from esvit_jax.models.backbone import (
+  Backbone,
+  Features,
+  Windows,
+  features_of_groups,
 )
+from esvit_jax.models.convolutions import Pointwise, channels_of, drop_path
 from esvit_jax.models.layers import BatchNorm, linear_init
+from esvit_jax.models.patches import check_images
 from esvit_jax.models.stages import check_stages, stage_layer_ids
-from esvit_jax.models.windows import from_windows, padded, to_windows
+from esvit_jax.models.windows import from_windows, pad, to_windows
 
 # Kernel, stride and zeros around, in front of the first stage and of others.
 FIRST, LATER = (7, 4, 2), (3, 2, 1)
@@ -41,7 +42,7 @@ SIZES = {
 }
 
 
-class CvT(nn.Module):
+class CvT(Backbone, kw_only=True):
   """CvT with any depths and widths.
 
   Attributes:
@@ -49,7 +50,6 @@ class CvT(nn.Module):
     window: largest window side in tokens; smaller maps are one window.
     image_size: side in pixels of the images it is made for. Other sizes use
       the same weights; nothing depends on it.
-    others: see `backbone.Backbone`.
   """
 
   dims: tuple[int, ...]
@@ -57,10 +57,6 @@ class CvT(nn.Module):
   heads: tuple[int, ...]
   window: int = 7
   image_size: int = 224
-  drop_path: float = 0.0
-  init_scale: str = 'published'
-  dtype: jnp.dtype = jnp.float32
-  remat: bool = False
 
   DEBUG: ClassVar = {
     'dims': (16, 32),
@@ -69,9 +65,8 @@ class CvT(nn.Module):
     'image_size': 28,
   }
 
-  def __post_init__(self):
+  def check(self):
     check_stages(self.dims, self.depths, self.heads)
-    super().__post_init__()
 
   @property
   def num_features(self) -> int:
@@ -84,10 +79,10 @@ class CvT(nn.Module):
 
   @nn.compact
   def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
-    """Returns Features for each group; see `backbone.Backbone`."""
+    """Returns Features for each group; see `Backbone`."""
     kernel, _, pad = FIRST
     channels = channels_of(self, 'embed0', 'conv')
-    check_images(groups, kernel - 2 * pad, channels)
+    check_images(groups, channels, least=kernel - 2 * pad)
     block_type = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
     last = len(self.depths) - 1
     rates = iter(np.linspace(0, self.drop_path, sum(self.depths)))
@@ -118,10 +113,7 @@ class CvT(nn.Module):
         grids = [norm(x) for x in maps] if i == last else maps
         blocks.append([x.mean((2, 3), jnp.float32) for x in grids])
       stages.append(maps)
-    return tuple(
-      Features(views[-1], grid, of_stages, views)
-      for views, grid, of_stages in zip(zip(*blocks), grids, zip(*stages))
-    )
+    return features_of_groups(blocks, grids, stages)
 
 
 class Embed(nn.Module):
@@ -188,10 +180,9 @@ class WindowAttention(nn.Module):
     a, d = self.heads, C // self.heads
     window = min(self.window, h, w)
     n = window**2
-    H, W = padded(h, window), padded(w, window)
     init = linear_init(self.init_scale)
 
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, H - h), (0, W - w), (0, 0)))
+    x = pad(x, window)
     x = nn.Conv(
       C,
       (3, 3),

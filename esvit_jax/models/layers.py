@@ -1,4 +1,4 @@
-"""What all backbones share: packing, patches, small layers.
+"""What all backbones share: packing and small layers.
 
 Axes: B images, V views of a group, h w a map, T tokens of all groups in a row,
 C channels. Groups of views may differ in size; everything that looks at one
@@ -75,18 +75,6 @@ def linear_init(
   )
 
 
-def patch_inits(scale: str, fan_in: int, dim: int) -> tuple:
-  """Initialisers of a patch embedding's kernel and bias; see `linear_init`."""
-  kernel = bias = torch_default_init(fan_in)
-  if scale in ('mae', 'moco'):
-    kernel = uniform_init(math.sqrt(6 / (fan_in + dim)))
-  if scale == 'moco':
-    bias = nn.initializers.zeros
-  if scale == 'rpe':
-    kernel = nn.initializers.normal(0.02)
-  return kernel, bias
-
-
 def l2_normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
   """x / max(|x|, eps) along the last axis; its gradient is finite at 0."""
   square = (x * x).sum(-1, keepdims=True)
@@ -150,67 +138,6 @@ class Mlp(nn.Module):
     return nn.Dense(
       x.shape[-1], kernel_init=last, dtype=self.dtype, name='fc2'
     )(y)
-
-
-class PatchEmbed(nn.Module):
-  """Images -> one token per patch: a stride-p convolution as one product."""
-
-  dim: int
-  patch: int
-  dtype: jnp.dtype = jnp.float32
-  init_scale: str = 'published'
-
-  @nn.compact
-  def __call__(self, groups) -> tuple[jax.Array, tuple[Shape, ...]]:
-    """Returns tokens [B, T, dim] and the (V, h, w) of each group.
-
-    Args:
-      groups: images f[B, V, H, W, channels], one array per size.
-    """
-    self._check(groups)
-    p, channels = self.patch, groups[0].shape[-1]
-    fan_in = p * p * channels
-    kernel_init, bias_init = patch_inits(self.init_scale, fan_in, self.dim)
-    kernel = self.param('kernel', kernel_init, (p, p, channels, self.dim))
-    bias = self.param('bias', bias_init, (self.dim,))
-    patches, shapes = [], []
-    for x in groups:
-      B, V, H, W, _ = x.shape
-      h, w = H // p, W // p
-      x = x.astype(self.dtype).reshape(B, V, h, p, w, p, channels)
-      x = x.swapaxes(3, 4)  # B V h w p p channels
-      patches.append(x.reshape(B, V * h * w, fan_in))
-      shapes.append((V, h, w))
-    kernel = kernel.reshape(fan_in, self.dim).astype(self.dtype)
-    tokens = jnp.concatenate(patches, 1) @ kernel  # B T dim
-    return tokens + bias.astype(self.dtype)[None, None], tuple(shapes)
-
-  def _check(self, groups) -> None:
-    p, channels = self.patch, groups[0].shape[-1]
-    for x in groups:
-      if x.ndim != 5:
-        raise UserError(
-          f'a group of images has shape {x.shape}: give '
-          '[batch, views, height, width, channels]'
-        )
-      H, W, C = x.shape[2:]
-      if H % p or W % p:
-        near = f'{max(H // p, 1) * p}x{max(W // p, 1) * p}'
-        raise UserError(
-          f'images of {H}x{W} px do not split into patches of {p} px: use '
-          f'multiples of {p}, such as {near}'
-        )
-      if channels != C:
-        raise UserError(
-          f'groups of images have {channels} and {C} channels: they must agree'
-        )
-    if self.has_variable('params', 'kernel'):
-      expected = self.get_variable('params', 'kernel').shape[2]
-      if channels != expected:
-        raise UserError(
-          f'images have {channels} channels, the network was made for '
-          f'{expected}: convert the images or start a new network'
-        )
 
 
 class BatchNorm(nn.Module):

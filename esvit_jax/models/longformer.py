@@ -11,14 +11,10 @@ import numpy as np
 from flax import linen as nn
 
 from esvit_jax.models import chunks
-from esvit_jax.models.layers import (
-  Shape,
-  linear_init,
-  pack,
-  unpack,
-)
+from esvit_jax.models.layers import Shape, linear_init, pack, unpack
 from esvit_jax.models.positions import window_index
 from esvit_jax.models.resize import resize_bicubic
+from esvit_jax.models.windows import cut, from_windows, pad, to_windows
 
 MASKED = np.finfo(np.float32).min  # -inf, yet with finite gradients
 
@@ -62,10 +58,10 @@ class SparseAttention(nn.Module):
       unpack(q, lines(shapes, g)), unpack(kv, lines(shapes, g)), shapes
     ):
       firsts.append(attend(x[:, :, :g], y, from_global(g2l, g2g, h * w))[0])
-      x = chunks.to_chunks(x[:, :, g:].reshape(B, V, h, w, C), self.window)
-      queries.append(x.reshape(B, -1, n, C))
-      near = y[:, :, g:].reshape(B, V, h, w, 2 * C)
-      near = chunks.around(chunks.to_chunks(near, self.window), which)
+      maps = x[:, :, g:].reshape(B, V, h, w, C)
+      queries.append(to_windows([maps], self.window, 0))
+      near = pad(y[:, :, g:].reshape(B, V, h, w, 2 * C), self.window)
+      near = chunks.around(cut(near, self.window), which)
       far = y[:, :, None, None, :g]
       far = jnp.broadcast_to(far, (*near.shape[:4], g, 2 * C))
       near = jnp.concatenate([far, near], 4)  # B V r c g+mn 2C
@@ -85,7 +81,7 @@ class SparseAttention(nn.Module):
     )
     self.sow('intermediates', 'attention', probs)  # B W a n g+mn
     views = []
-    for first, x in zip(firsts, chunks.split(out, shapes, self.window)):
+    for first, x in zip(firsts, from_windows(out, shapes, self.window, 0)):
       x = x.reshape(B, len(first[0]), -1, C)
       views.append(jnp.concatenate([first, x], 2))
     return nn.Dense(C, name='proj', **linear)(pack(views))

@@ -211,25 +211,6 @@ def hidden_state(traces: Sequence[BlockTrace], i: int) -> jax.Array:
   return traces[i].normed if i < len(traces) else traces[-1].output
 
 
-def patchify(images, patch: int) -> jax.Array:
-  """Images f[B, H, W, channels] -> patches f[B, L, P], row by row.
-
-  Inside a patch the order is (row, column, channel), not that of the patch
-  embedding of published weights.
-  """
-  B, H, W, C = images.shape
-  h, w = H // patch, W // patch
-  x = images.reshape(B, h, patch, w, patch, C).swapaxes(2, 3)  # B h w p p C
-  return x.reshape(B, h * w, patch * patch * C)
-
-
-def unpatchify(patches, size: tuple[int, int], patch: int) -> jax.Array:
-  """Patches f[B, L, P] of a grid `size` -> images; undoes `patchify`."""
-  B, (h, w) = len(patches), size
-  x = patches.reshape(B, h, w, patch, patch, -1).swapaxes(2, 3)  # B h p w p C
-  return x.reshape(B, h * patch, w * patch, -1)
-
-
 def patch_moments(patches) -> tuple[jax.Array, jax.Array]:
   """Mean and deviation of each patch, f[B, L, 1]; the variance has P - 1."""
   mean = patches.mean(-1, keepdims=True)

@@ -14,14 +14,10 @@ import numpy as np
 from flax import linen as nn
 
 from esvit_jax.errors import UserError
-from esvit_jax.models.backbone import Features
-from esvit_jax.models.convolutions import (
-  Pointwise,
-  channels_of,
-  check_images,
-  drop_path,
-)
+from esvit_jax.models.backbone import Backbone, Features, features_of_groups
+from esvit_jax.models.convolutions import Pointwise, channels_of, drop_path
 from esvit_jax.models.layers import BatchNorm, linear_init
+from esvit_jax.models.patches import check_images
 from esvit_jax.models.stages import stage_layer_ids
 
 EXPANSION = 4  # channels of a bottleneck's output over those inside
@@ -30,7 +26,7 @@ EXPANSION = 4  # channels of a bottleneck's output over those inside
 SIZES = {'resnet50': {'depths': (3, 4, 6, 3)}}
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone, kw_only=True):
   """ResNet of any depths: (3, 4, 6, 3) is ResNet-50.
 
   Regions are the last map, after its ReLU; there is no final norm.
@@ -44,26 +40,20 @@ class ResNet(nn.Module):
     drop_path: rate at the last bottleneck; rises linearly from 0 at the
       first. Published ResNets have 0.
     init_scale: 'published' is Kaiming's, normal by fan out, for ReLU.
-    others: see `backbone.Backbone`.
   """
 
   depths: tuple[int, ...]
   width: int = 64
   image_size: int = 224
-  drop_path: float = 0.0
-  init_scale: str = 'published'
-  dtype: jnp.dtype = jnp.float32
-  remat: bool = False
 
   DEBUG: ClassVar = {'depths': (1, 1), 'width': 8, 'image_size': 28}
 
-  def __post_init__(self):
+  def check(self):
     if not self.depths or min(self.depths) < 1 or self.width < 1:
       raise UserError(
         f'depths {self.depths} and width {self.width} of the model: use 1 or '
         'more bottlenecks in each stage, of 1 or more channels'
       )
-    super().__post_init__()
 
   @property
   def num_features(self) -> int:
@@ -75,11 +65,11 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
-    """Returns Features for each group; see `backbone.Backbone`.
+    """Returns Features for each group; see `Backbone`.
 
     `blocks` holds the mean of the map after each bottleneck.
     """
-    check_images(groups, channels=channels_of(self, 'stem'))
+    check_images(groups, channels_of(self, 'stem'))
     block_type = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
     rates = iter(np.linspace(0, self.drop_path, sum(self.depths)))
     blocks, stages = [], []
@@ -105,10 +95,7 @@ class ResNet(nn.Module):
         blocks.append([x.mean((2, 3), jnp.float32) for x in maps])
       stages.append(maps)
     grids = [x.astype(jnp.float32) for x in maps]  # compared by cosine
-    return tuple(
-      Features(views[-1], grid, of_stages, views)
-      for views, grid, of_stages in zip(zip(*blocks), grids, zip(*stages))
-    )
+    return features_of_groups(blocks, grids, stages)
 
 
 class Block(nn.Module):

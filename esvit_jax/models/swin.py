@@ -16,17 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from esvit_jax.models.backbone import Features, Windows
+from esvit_jax.models.backbone import (
+  Backbone,
+  Features,
+  Windows,
+  features_of_groups,
+)
 from esvit_jax.models.layers import (
   DropPath,
   Mlp,
-  PatchEmbed,
   Shape,
   layer_norm,
   linear_init,
   pack,
   unpack,
 )
+from esvit_jax.models.patches import PatchEmbed
 from esvit_jax.models.positions import window_index
 from esvit_jax.models.stages import check_stages, stage_layer_ids
 from esvit_jax.models.windows import (
@@ -82,7 +87,7 @@ SIZES = {
 }
 
 
-class Swin(nn.Module):
+class Swin(Backbone, kw_only=True):
   """Swin with any depths, widths and window.
 
   Attributes:
@@ -91,8 +96,6 @@ class Swin(nn.Module):
     patch: side of a patch in pixels.
     image_size: reference side in pixels. It alone fixes the window and shift
       of each stage, so that crops of other sizes use the same weights.
-    drop_path: rate at the last block; rises linearly from 0 at the first.
-    others: see `backbone.Backbone`.
   """
 
   dims: tuple[int, ...]
@@ -101,10 +104,6 @@ class Swin(nn.Module):
   window: int = 7
   patch: int = 4
   image_size: int = 224
-  drop_path: float = 0.0
-  init_scale: str = 'published'
-  dtype: jnp.dtype = jnp.float32
-  remat: bool = False
 
   DEBUG: ClassVar = {
     'dims': (16, 32),
@@ -115,9 +114,8 @@ class Swin(nn.Module):
     'image_size': 28,
   }
 
-  def __post_init__(self):
+  def check(self):
     check_stages(self.dims, self.depths, self.heads)
-    super().__post_init__()
 
   @property
   def num_features(self) -> int:
@@ -131,7 +129,7 @@ class Swin(nn.Module):
 
   @nn.compact
   def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
-    """Returns Features for each group; see `backbone.Backbone`."""
+    """Returns Features for each group; see `Backbone`."""
     block_type = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
     last = len(self.depths) - 1
     rates = iter(np.linspace(0, self.drop_path, sum(self.depths)))
@@ -162,10 +160,7 @@ class Swin(nn.Module):
         grids = unpack(norm(tokens) if i == last else tokens, shapes)
         blocks.append([x.mean((2, 3), jnp.float32) for x in grids])
       stages.append(unpack(tokens, shapes))
-    return tuple(
-      Features(views[-1], grid, maps, views)
-      for views, grid, maps in zip(zip(*blocks), grids, zip(*stages))
-    )
+    return features_of_groups(blocks, grids, stages)
 
 
 class Block(nn.Module):

@@ -19,17 +19,17 @@ import numpy as np
 from flax import linen as nn
 
 from esvit_jax.errors import UserError
-from esvit_jax.models.backbone import Features
+from esvit_jax.models.backbone import Backbone, Features, features_of_groups
 from esvit_jax.models.layers import (
   DropPath,
   Mlp,
-  PatchEmbed,
   Shape,
   layer_norm,
   pack,
   unpack,
 )
 from esvit_jax.models.longformer import FullAttention, SparseAttention, lines
+from esvit_jax.models.patches import PatchEmbed
 from esvit_jax.models.stages import check_stages
 
 # name -> fields, as `models.BACKBONES` lists them
@@ -46,7 +46,7 @@ SIZES = {
 }
 
 
-class ViL(nn.Module):
+class ViL(Backbone, kw_only=True):
   """ViL with any depths, widths and kinds of stages.
 
   Attributes:
@@ -62,7 +62,6 @@ class ViL(nn.Module):
       drawn for each layer and the whole batch from the rng 'neighbour'.
     image_size: side in pixels that full attention's biases are made for;
       they are resized for others.
-    others: see `backbone.Backbone`.
   """
 
   dims: tuple[int, ...]
@@ -74,10 +73,6 @@ class ViL(nn.Module):
   window: int = 7
   mode: int = 0
   image_size: int = 224
-  drop_path: float = 0.0
-  init_scale: str = 'published'
-  dtype: jnp.dtype = jnp.float32
-  remat: bool = False
 
   DEBUG: ClassVar = {
     'dims': (16, 32),
@@ -90,7 +85,7 @@ class ViL(nn.Module):
     'image_size': 28,
   }
 
-  def __post_init__(self):
+  def check(self):
     check_stages(self.dims, self.depths, self.heads)
     for field in ('sparse', 'global_tokens', 'patches'):
       if len(getattr(self, field)) != len(self.dims):
@@ -113,7 +108,6 @@ class ViL(nn.Module):
         f'image_size {self.image_size} of the model leaves no token in the '
         f'last stage: use {math.prod(self.patches)} or more'
       )
-    super().__post_init__()
 
   @property
   def num_features(self) -> int:
@@ -132,7 +126,7 @@ class ViL(nn.Module):
 
   @nn.compact
   def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
-    """Returns Features for each group; see `backbone.Backbone`.
+    """Returns Features for each group; see `Backbone`.
 
     `stages` hold maps, without global tokens.
     """
@@ -176,12 +170,7 @@ class ViL(nn.Module):
         blocks.append([_pooled(x, g) for x in views])
       maps = _maps(unpack(tokens, lines(shapes, g)), shapes)
       stages.append(maps)
-    return tuple(
-      Features(outputs[-1], grid, found, outputs)
-      for outputs, grid, found in zip(
-        zip(*blocks), _maps(views, shapes), zip(*stages)
-      )
-    )
+    return features_of_groups(blocks, _maps(views, shapes), stages)
 
   def _whole_patches(self, x, stage: int):
     """A map less what is too little for a patch; images have to be whole."""

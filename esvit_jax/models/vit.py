@@ -12,8 +12,9 @@ import numpy as np
 from flax import linen as nn
 
 from esvit_jax.errors import UserError
-from esvit_jax.models.backbone import Features
-from esvit_jax.models.layers import PatchEmbed, layer_norm, pack, unpack
+from esvit_jax.models.backbone import Backbone, Features, features_of_groups
+from esvit_jax.models.layers import layer_norm, pack, unpack
+from esvit_jax.models.patches import PatchEmbed, patchify
 from esvit_jax.models.positions import mae_table, moco_table, resize_positions
 from esvit_jax.models.transformer import Block
 
@@ -74,7 +75,7 @@ class BlockTrace(NamedTuple):
   output: jax.Array
 
 
-class ViT(nn.Module):
+class ViT(Backbone, kw_only=True):
   """ViT; its regions are its patches.
 
   Attributes:
@@ -82,7 +83,6 @@ class ViT(nn.Module):
     patch: side of a patch in pixels.
     image_size: side in pixels the position embedding is made for; it is
       resized for others.
-    drop_path, init_scale, dtype, remat: see `backbone.Backbone`.
     positions: what the position embedding starts as: 'learned' (noise), or
       the sines and cosines of 'mae' or 'moco'. Whether it then learns is the
       optimiser's matter.
@@ -102,10 +102,6 @@ class ViT(nn.Module):
   heads: int
   patch: int = 16
   image_size: int = 224
-  drop_path: float = 0.0
-  init_scale: str = 'published'
-  dtype: jnp.dtype = jnp.float32
-  remat: bool = False
   positions: str = 'learned'
   pool: str = 'cls'
   final_norm: bool = True
@@ -122,7 +118,7 @@ class ViT(nn.Module):
     'image_size': 28,
   }
 
-  def __post_init__(self):
+  def check(self):
     if self.dim % self.heads:
       raise UserError(
         f'{self.dim} channels do not split into {self.heads} heads: change '
@@ -139,7 +135,6 @@ class ViT(nn.Module):
           f"{field} of the model is '{getattr(self, field)}': use one of "
           f'{", ".join(choices)}'
         )
-    super().__post_init__()
 
   @property
   def num_features(self) -> int:
@@ -182,7 +177,7 @@ class ViT(nn.Module):
     self.norm = layer_norm(None) if self.final_norm else _float32
 
   def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
-    """Returns Features for each group; see `backbone.Backbone`.
+    """Returns Features for each group; see `Backbone`.
 
     `blocks` holds the view feature of each block, after the final norm.
     """
@@ -206,17 +201,8 @@ class ViT(nn.Module):
       tokens, _, _ = getattr(self, f'block{j}')(tokens, shapes, train)
       views = unpack(self.norm(tokens), shapes)
       blocks.append([self._pooled(x) for x in views])
-    return tuple(
-      Features(
-        outputs[-1],
-        _grid(view, V, h, w),
-        (_grid(raw, V, h, w),),
-        outputs,
-      )
-      for outputs, view, raw, (V, h, w) in zip(
-        zip(*blocks), views, unpack(tokens, shapes), maps
-      )
-    )
+    grids, last = _grids(views, maps), _grids(unpack(tokens, shapes), maps)
+    return features_of_groups(blocks, grids, [last])
 
   def encode_visible(
     self, images, ids, train: bool = False
@@ -238,8 +224,7 @@ class ViT(nn.Module):
         'pre-training'
       )
     (B, H, W, C), p, k = images.shape, self.patch, ids.shape[1]
-    patches = images.reshape(B, H // p, p, W // p, p, C).swapaxes(2, 3)
-    patches = patches.reshape(B, -1, p * p * C)  # B h*w p*p*C
+    patches = patchify(images, p)  # B h*w p*p*C
     seen = jnp.take_along_axis(patches, ids[:, :, None], 1)
     # As one view each: a column of patches.
     x, _ = self.patch_embed((seen.reshape(B, 1, k * p, p, C),))  # B k dim
@@ -270,9 +255,11 @@ class ViT(nn.Module):
     return tokens[:, :, 0] if self.pool == 'cls' else tokens[:, :, 1:].mean(2)
 
 
-def _grid(tokens, V: int, h: int, w: int) -> jax.Array:
-  """Tokens of a view [B, V, n, C] without the class token, as a map."""
-  return tokens[:, :, 1:].reshape(len(tokens), V, h, w, -1)
+def _grids(views, maps) -> list[jax.Array]:
+  """Tokens [B, V, n, C] without class tokens, as maps of shapes (V, h, w)."""
+  return [
+    x[:, :, 1:].reshape(len(x), *shape, -1) for x, shape in zip(views, maps)
+  ]
 
 
 def _float32(tokens):

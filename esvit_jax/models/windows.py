@@ -29,6 +29,29 @@ def padded(length: int, window: int) -> int:
   return math.ceil(length / window) * window
 
 
+def pad(maps: jax.Array, window: int) -> jax.Array:
+  """Maps [B, V, h, w, C] with zeros below and at the right: whole windows."""
+  h, w = maps.shape[2:4]
+  below, right = padded(h, window) - h, padded(w, window) - w
+  return jnp.pad(maps, ((0, 0), (0, 0), (0, below), (0, right), (0, 0)))
+
+
+def cut(maps, window: int):
+  """Whole maps [..., H, W, C] -> windows [..., H/window, W/window, n, C]."""
+  *axes, H, W, C = maps.shape
+  x = maps.reshape(*axes, H // window, window, W // window, window, C)
+  x = x.swapaxes(-4, -3)  # ... H/window W/window window window C
+  return x.reshape(*x.shape[:-3], window**2, C)
+
+
+def paste(windows: jax.Array) -> jax.Array:
+  """Undoes `cut`."""
+  *axes, r, c, n, C = windows.shape
+  window = round(n**0.5)
+  x = windows.reshape(*axes, r, c, window, window, C).swapaxes(-4, -3)
+  return x.reshape(*axes, r * window, c * window, C)
+
+
 def to_windows(maps, window: int, shift: int) -> jax.Array:
   """Maps [B, V, h, w, C] of each group -> windows [B, W, n, C].
 
@@ -36,27 +59,24 @@ def to_windows(maps, window: int, shift: int) -> jax.Array:
   """
   windows = []
   for x in maps:
-    B, V, h, w, C = x.shape
-    H, W = padded(h, window), padded(w, window)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, H - h), (0, W - w), (0, 0)))
+    x = pad(x, window)
     if shift:
       x = jnp.roll(x, (-shift, -shift), (2, 3))
-    x = x.reshape(B, V, H // window, window, W // window, window, C)
-    x = x.swapaxes(3, 4)  # B V H/window W/window window window C
-    windows.append(x.reshape(B, -1, window**2, C))
+    windows.append(cut(x, window).reshape(len(x), -1, window**2, x.shape[-1]))
   return jnp.concatenate(windows, 1)
 
 
 def from_windows(windows, shapes, window: int, shift: int) -> list[jax.Array]:
-  """Undoes `to_windows` for maps of shapes (V, h, w); drops the pads."""
-  B, _, _, C = windows.shape
-  sides = [(padded(h, window), padded(w, window)) for _, h, w in shapes]
-  counts = [V * H * W // window**2 for (V, _, _), (H, W) in zip(shapes, sides)]
-  parts = jnp.split(windows, np.cumsum(counts)[:-1], 1)
+  """Undoes `to_windows` for maps of shapes (V, h, w)."""
+  B, _, n, C = windows.shape
+  grids = [
+    (V, padded(h, window) // window, padded(w, window) // window)
+    for V, h, w in shapes
+  ]
+  ends = np.cumsum([math.prod(grid) for grid in grids])[:-1]
   maps = []
-  for x, (V, h, w), (H, W) in zip(parts, shapes, sides):
-    x = x.reshape(B, V, H // window, W // window, window, window, C)
-    x = x.swapaxes(3, 4).reshape(B, V, H, W, C)
+  for x, grid, (_, h, w) in zip(jnp.split(windows, ends, 1), grids, shapes):
+    x = paste(x.reshape(B, *grid, n, C))
     if shift:
       x = jnp.roll(x, (shift, shift), (2, 3))
     maps.append(x[:, :, :h, :w])
@@ -84,6 +104,5 @@ def window_parts(shapes, window: int, shift: int) -> np.ndarray:
   for V, h, w in shapes:
     H, W = padded(h, window), padded(w, window)
     x = 3 * line(H)[:, None] + line(W)[None]
-    x = x.reshape(H // window, window, W // window, window).swapaxes(1, 2)
-    labels += [x.reshape(-1, window**2)] * V
+    labels += [cut(x[..., None], window).reshape(-1, window**2)] * V
   return np.concatenate(labels)
