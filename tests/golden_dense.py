@@ -17,7 +17,8 @@ class Case:
 
   def __init__(self, kind: str, name: str):
     about = MANIFEST[kind]['cases'][name]
-    self.params, self._tolerance = about['params'], about['tolerance']
+    self.params = about.get('params', {})
+    self._tolerance = about['tolerance']
     with np.load(HERE / f'{kind}.npz') as arrays:
       names = [x for x in arrays.files if x.startswith(f'{name}/')]
       held = {x.removeprefix(f'{name}/'): arrays[x] for x in names}

@@ -26,8 +26,8 @@ LAW = {
   ),
   'evaluate': ('protocols report workdir', ''),
   'protocols': (
-    'train report analysis dense evals weights workdir augment models data '
-    'sharding',
+    'train report analysis detection dense evals weights workdir augment '
+    'models data sharding',
     'jax numpy',
   ),
   'train': (
@@ -43,9 +43,13 @@ LAW = {
     'evals models workdir data sharding',
     'jax numpy scipy matplotlib sklearn threadpoolctl',
   ),
-  'dense': ('augment', 'jax numpy scipy'),
   'convert': ('weights workdir', ''),
-  'methods': ('losses augment models schedules state', 'jax numpy flax'),
+  'methods': (
+    'dense detection losses augment models schedules state',
+    'jax numpy flax',
+  ),
+  'dense': ('augment models', 'jax numpy scipy'),
+  'detection': ('', 'jax numpy'),
   'evals': ('augment models data sharding', 'jax numpy optax'),
   'weights': ('models workdir state', 'jax numpy flax safetensors'),
   'losses': ('models', 'jax numpy'),

@@ -5,14 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-
-def bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Resizes f[..., h, w, C] to `size` as PyTorch does (align_corners False).
-
-  Half-pixel centres, borders repeated, no antialiasing when it shrinks.
-  """
-  shape = (*x.shape[:-3], *size, x.shape[-1])
-  return jax.image.resize(x, shape, 'linear', antialias=False)
+from esvit_jax.models.resize import bilinear
 
 
 def side_by_side(maps: Sequence[jax.Array]) -> jax.Array:
@@ -36,8 +29,8 @@ def onto_canvas(
     f32[B, H, W, C]; outside of an image it holds what lies there in the view.
   """
   _, h, w, _ = x.shape
-  rows = jax.vmap(lambda step: _weights(h, canvas[0], h * step))(steps[:, 0])
-  columns = jax.vmap(lambda step: _weights(w, canvas[1], w * step))(steps[:, 1])
+  rows = jax.vmap(lambda step: weights(h, canvas[0], h * step))(steps[:, 0])
+  columns = jax.vmap(lambda step: weights(w, canvas[1], w * step))(steps[:, 1])
   return jnp.einsum('byh,bhwc,bxw->byxc', rows, x, columns, precision='highest')
 
 
@@ -65,7 +58,7 @@ def nearest(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
   return labels[rows[:, None], columns[None]]
 
 
-def _weights(n: int, out: int, step: jax.Array) -> jax.Array:
+def weights(n: int, out: int, step: jax.Array) -> jax.Array:
   """Linear interpolation of n samples at (i + 1/2) step - 1/2, f32[out, n]."""
   centre = jnp.clip((jnp.arange(out) + 0.5) * step - 0.5, 0, n - 1)
   distance = jnp.abs(centre[:, None] - jnp.arange(n)[None])

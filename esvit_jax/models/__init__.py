@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from esvit_jax.errors import UserError
-from esvit_jax.models import cvt, resnet, swin, vil, vit
+from esvit_jax.models import cvt, resnet, swin, vil, vit, vitdet
 from esvit_jax.models.backbone import IMAGE_SIZE, Backbone
 from esvit_jax.models.cvt import CvT
 from esvit_jax.models.resnet import ResNet
 from esvit_jax.models.swin import Swin
 from esvit_jax.models.vil import ViL
 from esvit_jax.models.vit import ViT
+from esvit_jax.models.vitdet import ViTDet
 
 # name -> (module, fields); every field can be overridden in the config.
 # Without fields are those whose sizes the config gives.
@@ -32,6 +33,8 @@ BACKBONES = {
   **{name: (ViL, fields) for name, fields in vil.SIZES.items()},
   'vit': (ViT, {}),
   **{name: (ViT, fields) for name, fields in vit.SIZES.items()},
+  'vitdet': (ViTDet, {}),
+  **{name: (ViTDet, fields) for name, fields in vitdet.SIZES.items()},
 }
 
 

@@ -86,6 +86,19 @@ def grid_index(side: int) -> np.ndarray:
   return index
 
 
+def axis_offsets(table: jax.Array, side: int) -> jax.Array:
+  """Rows of a table f[2 n - 1, d] for each (query, key): f[side, side, d].
+
+  A table made for another side is resized linearly.
+  """
+  length = 2 * side - 1
+  if len(table) != length:
+    shape = (length, table.shape[1])
+    table = jax.image.resize(table, shape, 'linear', antialias=False)
+  at = np.arange(side)
+  return table[at[:, None] - at[None] + side - 1]
+
+
 def _code(t: np.ndarray, dim: int) -> np.ndarray:
   """Coordinates [side] -> codes [side, dim/2], in the dtype of `t`."""
   if dim % 4:

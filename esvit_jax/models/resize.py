@@ -1,4 +1,4 @@
-"""Bicubic resizing of position tables, as PyTorch does it."""
+"""Resizing as PyTorch does it: maps bilinear, position tables bicubic."""
 
 import jax
 import jax.numpy as jnp
@@ -44,3 +44,14 @@ def resize_bicubic(
     for before, after, scale in zip(x.shape, size, scales)
   )
   return jnp.einsum('ah,hwc,bw->abc', rows, x, columns, precision='highest')
+
+
+def bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Resizes f[..., h, w, C] to `size`, align_corners False.
+
+  Half-pixel centres, borders repeated, no antialiasing when it shrinks.
+  """
+  if x.shape[-3:-1] == tuple(size):
+    return x
+  shape = (*x.shape[:-3], *size, x.shape[-1])
+  return jax.image.resize(x, shape, 'linear', antialias=False)

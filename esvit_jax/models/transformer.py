@@ -17,7 +17,7 @@ from esvit_jax.models.layers import (
   pack,
   unpack,
 )
-from esvit_jax.models.positions import grid_index
+from esvit_jax.models.positions import axis_offsets, grid_index
 
 
 class Block(nn.Module):
@@ -72,6 +72,9 @@ class Attention(nn.Module):
 
   Attributes:
     side: side of the grid of patches that have relative positions; 0: none.
+    grid: (h, w) of the tokens, for `axis_side`.
+    axis_side: side of the map whose relative positions, of rows and of columns
+      apart, are learned (MViT-v2, 2112.01526, equation 4); 0: none.
     logits_only: whether it ends before the softmax.
     others: see Block.
   """
@@ -82,6 +85,8 @@ class Attention(nn.Module):
   side: int = 0
   qkv_bias: str = 'qkv'
   depth: int = 0
+  grid: tuple[int, int] = (0, 0)
+  axis_side: int = 0
   logits_only: bool = False
 
   @nn.compact
@@ -100,6 +105,8 @@ class Attention(nn.Module):
       )
       if bias is not None:
         logits += bias[None, None]
+      if self.axis_side:
+        logits += self._of_axes(q)
       self.sow('intermediates', 'logits', logits)
       all_logits.append(logits)
       if self.logits_only:
@@ -144,3 +151,18 @@ class Attention(nn.Module):
       'bias_table', nn.initializers.zeros, (index.max() + 1, self.heads)
     )
     return table[index].transpose(2, 0, 1)
+
+  def _of_axes(self, q):
+    """q . R_row + q . R_column for queries [B, V, n, a, d]: [B, V, a, n, n]."""
+    B, V, n, a, d = q.shape
+    (h, w), shape = self.grid, (2 * self.axis_side - 1, d)
+    zeros = nn.initializers.zeros
+    rows, columns = (
+      axis_offsets(self.param(f'rel_pos_{axis}', zeros, shape), side)
+      for axis, side in (('h', h), ('w', w))
+    )
+    q = q.reshape(B, V, h, w, a, d).astype(jnp.float32)
+    of_rows = jnp.einsum('BVyxad,yrd->BVayxr', q, rows)
+    of_columns = jnp.einsum('BVyxad,xcd->BVayxc', q, columns)
+    bias = of_rows[..., :, None] + of_columns[..., None, :]
+    return bias.reshape(B, V, a, n, n)

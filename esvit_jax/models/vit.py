@@ -95,6 +95,8 @@ class ViT(Backbone, kw_only=True):
     qkv_bias: biases of queries, keys and values, or of 'qv' only.
     resize_extra: added to the sides of a map before positions are resized to
       it. SiT's 0.1, a guard against rounding, moves them visibly.
+    taps: blocks, counted from 1, whose maps are `stages`, the last of them the
+      last block; by default that one alone.
   """
 
   dim: int
@@ -109,6 +111,7 @@ class ViT(Backbone, kw_only=True):
   layer_scale: float = 0.0
   qkv_bias: str = 'qkv'
   resize_extra: float = 0.0
+  taps: tuple[int, ...] = ()
 
   DEBUG: ClassVar = {
     'dim': 32,
@@ -135,6 +138,14 @@ class ViT(Backbone, kw_only=True):
           f"{field} of the model is '{getattr(self, field)}': use one of "
           f'{", ".join(choices)}'
         )
+    taps = tuple(self.taps)
+    if taps and (
+      sorted(set(taps)) != list(taps) or taps[0] < 1 or taps[-1] != self.depth
+    ):
+      raise UserError(
+        f'taps of the model are {taps}: name blocks from 1, rising, the last '
+        f'of them the last block, {self.depth}'
+      )
 
   @property
   def num_features(self) -> int:
@@ -196,13 +207,15 @@ class ViT(Backbone, kw_only=True):
       views.append(x + where.astype(self.dtype)[None])
     shapes = tuple(x.shape[1:-1] for x in views)
     tokens = pack(views)
-    blocks = []
+    blocks, tapped = [], []
     for j in range(self.depth):
       tokens, _, _ = getattr(self, f'block{j}')(tokens, shapes, train)
+      if j + 1 in (self.taps or (self.depth,)):
+        tapped.append(unpack(tokens, shapes))
       views = unpack(self.norm(tokens), shapes)
       blocks.append([self._pooled(x) for x in views])
-    grids, last = _grids(views, maps), _grids(unpack(tokens, shapes), maps)
-    return features_of_groups(blocks, grids, [last])
+    grids = _grids(views, maps)
+    return features_of_groups(blocks, grids, [_grids(x, maps) for x in tapped])
 
   def encode_visible(
     self, images, ids, train: bool = False

@@ -1,0 +1,184 @@
+"""A plain ViT for large images (ViTDet, 2203.16527).
+
+Windows in most blocks, attention among all patches in a few, relative positions
+of each axis, no class token. Weights of a ViT carry over as they are.
+
+Axes: B images, V views, h w a map, s a window, a head, d = dim / heads.
+"""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from esvit_jax.errors import UserError
+from esvit_jax.models import vit
+from esvit_jax.models.backbone import (
+  Backbone,
+  Features,
+  features_of_groups,
+)
+from esvit_jax.models.layers import (
+  DropPath,
+  Mlp,
+  PatchEmbed,
+  layer_norm,
+  pack,
+  unpack,
+)
+from esvit_jax.models.positions import (
+  mae_table,
+  moco_table,
+  resize_positions,
+)
+from esvit_jax.models.transformer import Attention
+
+# name -> fields, as `models.BACKBONES` lists them
+SIZES = {
+  'vitdet_tiny': {**vit.SIZES['vit_tiny_12h'], 'detect_size': 640},
+  'vitdet_base': {**vit.SIZES['vit_base'], 'detect_size': 1024},
+  'vitdet_28': {**vit.SIZES['vit_28'], 'window': 4, 'detect_size': 96},
+}
+
+
+class ViTDet(Backbone, kw_only=True):
+  """A ViT of windows; its regions are its patches.
+
+  Attributes:
+    dim, depth, heads, patch: see `vit.ViT`.
+    image_size: side in pixels of the images that positions were learned for.
+    detect_size: side in pixels of the images that relative positions are made
+      for; they are resized for others.
+    positions: what the position embedding starts as.
+    window: side of a window in patches.
+    global_every: of so many blocks the last attends to all patches.
+    rel_pos: whether there are relative positions.
+  """
+
+  dim: int
+  depth: int
+  heads: int
+  patch: int = 16
+  image_size: int = 224
+  detect_size: int = 640
+  positions: str = 'learned'
+  window: int = 14
+  global_every: int = 3
+  rel_pos: bool = True
+
+  DEBUG: ClassVar = {**vit.ViT.DEBUG, 'window': 4, 'detect_size': 56}
+
+  def check(self):
+    for field in ('image_size', 'detect_size'):
+      if getattr(self, field) % self.patch:
+        raise UserError(
+          f'{field} {getattr(self, field)} of the model is no multiple of its '
+          f'patch {self.patch}'
+        )
+    if self.dim % self.heads:
+      raise UserError(
+        f'{self.dim} channels do not split into {self.heads} heads: change '
+        'dim or heads of the model'
+      )
+
+  @property
+  def num_features(self) -> int:
+    return self.dim
+
+  @property
+  def layer_ids(self) -> dict[str, int]:
+    tokens = dict.fromkeys(('pos_embed', 'patch_embed'), 0)
+    return tokens | {f'block{j}': j + 1 for j in range(self.depth)}
+
+  @nn.compact
+  def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
+    """Returns Features for each group; see `backbone.Backbone`."""
+    patches, maps = PatchEmbed(
+      self.dim, self.patch, self.dtype, self.init_scale, name='patch_embed'
+    )(groups)
+    side = self.image_size // self.patch
+    shape = (1, 1 + side**2, self.dim)
+    table = self.param('pos_embed', self._first_positions, shape)
+    views = []
+    for x, (_, h, w) in zip(unpack(patches, maps), maps):
+      where = resize_positions(table, (h, w))[:, 1:].reshape(1, h, w, -1)
+      views.append(x + where[None].astype(self.dtype))
+    block_type = (
+      nn.remat(WindowBlock, static_argnums=(2,)) if self.remat else WindowBlock
+    )
+    rates = np.linspace(0, self.drop_path, self.depth)
+    norm = layer_norm('norm')
+    blocks = []
+    for j, rate in enumerate(rates):
+      everywhere = (j + 1) % self.global_every == 0
+      table_side = self.detect_size // self.patch
+      block = block_type(
+        self.heads,
+        float(rate),
+        self.init_scale,
+        self.dtype,
+        window=0 if everywhere else self.window,
+        table_side=0
+        if not self.rel_pos
+        else table_side
+        if everywhere
+        else self.window,
+        name=f'block{j}',
+      )
+      views = [block(x, train) for x in views]
+      grids = [norm(x) for x in views]
+      blocks.append([x.mean((2, 3)) for x in grids])
+    return features_of_groups(blocks, grids, [views])
+
+  def _first_positions(self, key, shape):
+    if self.positions == 'learned':
+      return nn.initializers.normal(0.02)(key, shape)
+    table = mae_table if self.positions == 'mae' else moco_table
+    return jnp.asarray(table(self.dim, self.image_size // self.patch))
+
+
+class WindowBlock(nn.Module):
+  """x + attention(norm x) within windows, then x + mlp(norm x).
+
+  Windows at the border are filled with zeros, which attend like tokens.
+
+  Attributes:
+    window: side in patches; 0: all of them are one.
+    table_side: side that relative positions are made for; 0: none.
+    others: see `transformer.Block`.
+  """
+
+  heads: int
+  drop_path: float
+  init_scale: str
+  dtype: jnp.dtype
+  window: int = 0
+  table_side: int = 0
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    """Maps [B, V, h, w, C] -> the same."""
+    B, V, h, w, C = x.shape
+    s, t = (self.window,) * 2 if self.window else (h, w)
+    rows, columns = -(-h // s), -(-w // t)
+    y = layer_norm('norm1', self.dtype)(x)
+    pads = ((0, 0), (0, 0), (0, rows * s - h), (0, columns * t - w), (0, 0))
+    y = jnp.pad(y, pads).reshape(B, V, rows, s, columns, t, C)
+    y = y.swapaxes(3, 4).reshape(B, -1, C)  # B V*rows*columns*s*t C
+    y, _ = Attention(
+      self.heads,
+      self.init_scale,
+      self.dtype,
+      grid=(s, t),
+      axis_side=self.table_side,
+      name='attn',
+    )(y, ((V * rows * columns, s * t),))
+    y = y.reshape(B, V, rows, columns, s, t, C).swapaxes(3, 4)
+    y = y.reshape(B, V, rows * s, columns * t, C)[:, :, :h, :w]
+    tokens, shapes = pack([x]), (x.shape[1:-1],)
+    tokens += DropPath(self.drop_path)(pack([y]), shapes, train)
+    y = layer_norm('norm2', self.dtype)(tokens)
+    y = Mlp(4 * C, self.init_scale, self.dtype, name='mlp')(y)
+    tokens += DropPath(self.drop_path)(y, shapes, train)
+    return tokens.reshape(x.shape)
