@@ -6,6 +6,7 @@ of each axis, no class token. Weights of a ViT carry over as they are.
 Axes: B images, V views, h w a map, s a window, a head, d = dim / heads.
 """
 
+import math
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from esvit_jax.errors import UserError
-from esvit_jax.models import vit
+from esvit_jax.models import vit, windows
 from esvit_jax.models.backbone import (
   Backbone,
   Features,
@@ -22,11 +23,11 @@ from esvit_jax.models.backbone import (
 from esvit_jax.models.layers import (
   DropPath,
   Mlp,
-  PatchEmbed,
   layer_norm,
   pack,
   unpack,
 )
+from esvit_jax.models.patches import PatchEmbed
 from esvit_jax.models.positions import (
   mae_table,
   moco_table,
@@ -160,22 +161,23 @@ class WindowBlock(nn.Module):
   def __call__(self, x, train: bool):
     """Maps [B, V, h, w, C] -> the same."""
     B, V, h, w, C = x.shape
-    s, t = (self.window,) * 2 if self.window else (h, w)
-    rows, columns = -(-h // s), -(-w // t)
     y = layer_norm('norm1', self.dtype)(x)
-    pads = ((0, 0), (0, 0), (0, rows * s - h), (0, columns * t - w), (0, 0))
-    y = jnp.pad(y, pads).reshape(B, V, rows, s, columns, t, C)
-    y = y.swapaxes(3, 4).reshape(B, -1, C)  # B V*rows*columns*s*t C
+    grid = (self.window,) * 2 if self.window else (h, w)
+    if self.window:
+      y = windows.cut(windows.pad(y, self.window), self.window)
+    else:
+      y = y.reshape(B, V, 1, 1, h * w, C)
+    cuts = y.shape[:-1]  # B V rows columns n
     y, _ = Attention(
       self.heads,
       self.init_scale,
       self.dtype,
-      grid=(s, t),
+      grid=grid,
       axis_side=self.table_side,
       name='attn',
-    )(y, ((V * rows * columns, s * t),))
-    y = y.reshape(B, V, rows, columns, s, t, C).swapaxes(3, 4)
-    y = y.reshape(B, V, rows * s, columns * t, C)[:, :, :h, :w]
+    )(y.reshape(B, -1, C), ((math.prod(cuts[1:4]), cuts[4]),))
+    y = y.reshape(*cuts, C)
+    y = windows.paste(y)[:, :, :h, :w] if self.window else y.reshape(x.shape)
     tokens, shapes = pack([x]), (x.shape[1:-1],)
     tokens += DropPath(self.drop_path)(pack([y]), shapes, train)
     y = layer_norm('norm2', self.dtype)(tokens)
