@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from esvit_jax import data
 from esvit_jax.data import __main__ as statistics
-from esvit_jax.data import decode, formats
+from esvit_jax.data import decode, depth, formats, headers
 from esvit_jax.errors import UserError
 
 CANVAS = (64, 64)
@@ -44,7 +44,7 @@ def test_any_depth_keeps_its_contrast(tmp_path, bits, ending):
   image = np.round(RAMP * most).astype(np.uint16)
   source, found = first(write(tmp_path, f'a.{ending}', image))
   assert np.abs(found[..., 0] - 255 * RAMP).max() <= 1
-  assert source.limits == (0, most)
+  assert source.scale.assumed == {'uint16': (0, most)}
   assert f'{most:g} white' in source.notes[0]
 
 
@@ -60,12 +60,18 @@ def test_deep_colour(tmp_path, ending):
 
 @pytest.mark.parametrize(
   ('low', 'high', 'limits'),
-  [(0, 1, (0, 1)), (0, 255, (0, 255)), (0, 4000, (0, 4095)), (-5, 3, (-5, 3))],
+  [
+    (0, 1, (0, 1)),
+    (0, 255, (0, 255)),
+    (0, 4000, (0, 4095)),
+    (-5, 3, (-5, 3)),
+    (0, 1.02, (0, 1.02)),
+  ],
 )
 def test_floats(tmp_path, low, high, limits):
   image = (low + RAMP * (high - low)).astype(np.float32)
   source, found = first(write(tmp_path, 'a.tif', image))
-  assert source.limits == limits
+  assert source.scale.assumed['float32'] == pytest.approx(limits)
   expected = 255 * (image - limits[0]) / (limits[1] - limits[0])
   assert np.abs(found[..., 0] - expected).max() <= 1
 
@@ -86,11 +92,94 @@ def test_one_rule_for_all_images_and_both_splits(tmp_path):
     data.open_pair(config | {'value_range': (5, 5)})
 
 
+def test_an_image_that_was_not_sampled_is_not_clipped(tmp_path, monkeypatch):
+  """Neither cut off, nor left with 4 of its bits."""
+  monkeypatch.setattr(headers, 'SAMPLED', 1)
+  for name, most in (('a', 4095), ('b', 65535), ('c', 255), ('d', 1023)):
+    write(tmp_path, f'{name}.png', np.round(RAMP * most).astype(np.uint16))
+  source, _ = first(tmp_path)
+  assert source.scale.assumed == {'uint16': (0, 4095)}
+  assert 'images beyond that' in source.notes[0]
+  for i, factor in enumerate((1, 1, 1, 1023 / 4095)):
+    image = source[i]['image'][..., 0].astype(float)
+    assert np.abs(image - 255 * factor * RAMP).max() <= 1
+  given, _ = first(tmp_path, value_range=(0, 4095))
+  assert (given[1]['image'] == 255).mean() > 0.9
+  assert 'what is beyond is clipped' in given.notes[0]
+
+
+def test_types_of_numbers_are_scaled_apart(tmp_path):
+  """Floats in 0..1 among 16-bit images would be black."""
+  write(tmp_path, 'a.tif', RAMP.astype(np.float32))
+  write(tmp_path, 'b.png', np.round(RAMP * 65535).astype(np.uint16))
+  write(tmp_path, 'c.png', np.round(RAMP * 4095).astype(np.uint16))
+  source, _ = first(tmp_path)
+  for i in range(3):
+    image = source[i]['image'][..., 0]
+    assert np.abs(image - 255 * RAMP).max() <= 1
+  assert len(source.notes) == 2
+
+
+@pytest.mark.parametrize('ending', ['png', 'tif'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_alpha_tells_nothing_of_the_colours(tmp_path, ending, channels):
+  colours = np.round(np.stack([RAMP] * channels, -1) * 4095)
+  image = np.concatenate([colours, np.full((32, 32, 1), 65535)], -1)
+  image = image.astype(np.uint16)
+  if ending == 'tif':
+    photometric = 'rgb' if channels == 3 else 'minisblack'
+    options = {'photometric': photometric, 'extrasamples': ['unassalpha']}
+    write(tmp_path, 'a.tif', image, **options)
+  else:
+    (tmp_path / 'a.png').write_bytes(imagecodecs.png_encode(image))
+  source, found = first(tmp_path, 3)
+  assert np.abs(found - 255 * RAMP[..., None]).max() <= 1
+  assert 'it is left out' in source.notes[1]
+
+
+def test_deep_white_is_zero_and_inks(tmp_path):
+  image = np.round(RAMP * 4095).astype(np.uint16)
+  write(tmp_path / 'white', 'a.tif', image, photometric='miniswhite')
+  _, found = first(tmp_path / 'white')
+  assert np.abs(found[..., 0] - 255 * (1 - RAMP)).max() <= 1
+  inks = np.stack([image] * 4, -1)
+  write(tmp_path / 'inks', 'a.tif', inks, photometric='separated')
+  source = data.open_source({'source': f'folder:{tmp_path}/inks'})
+  with pytest.raises(data.Unreadable, match='SEPARATED of more than 8 bits'):
+    source[0]
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_pages_that_are_not_read_are_said(tmp_path, dtype):
+  pages = np.stack([RAMP, 1 - RAMP, RAMP]) * np.iinfo(dtype).max
+  options = {'photometric': 'minisblack', 'metadata': None}
+  write(tmp_path / 'pages', 'a.tif', pages.astype(dtype), **options)
+  source, found = first(tmp_path / 'pages', 3)
+  assert np.abs(found - 255 * RAMP[..., None]).max() <= 1
+  assert 'the 3 of' in source.notes[-1]
+  frames = [Image.new('L', (8, 8), grey) for grey in (0, 99, 200)]
+  (tmp_path / 'film').mkdir()
+  frames[0].save(
+    tmp_path / 'film' / 'a.gif', save_all=True, append_images=frames[1:]
+  )
+  assert 'several pages or frames' in first(tmp_path / 'film')[0].notes[-1]
+
+
+def test_a_composite_of_channels_is_colour(tmp_path):
+  """As microscopes and ImageJ write it, one page a channel."""
+  image = np.stack([RAMP, 1 - RAMP, RAMP / 2]) * 4095
+  options = {'imagej': True, 'metadata': {'axes': 'CYX'}}
+  write(tmp_path, 'a.tif', image.astype(np.uint16), **options)
+  source, found = first(tmp_path, 3)
+  assert np.abs(found - np.moveaxis(image, 0, -1) / 4095 * 255).max() <= 1
+  assert len(source.notes) == 1
+
+
 def test_not_a_number_is_black_and_all_of_them_are_unreadable():
   image = np.float32([[0, 1], [np.nan, 0.5]])
-  assert formats.to_bytes(image).tolist() == [[0, 255], [0, 128]]
-  with pytest.raises(formats.Unreadable, match='finite'):
-    formats.to_bytes(np.full((2, 2), np.nan))
+  assert depth.to_bytes(image).tolist() == [[0, 255], [0, 128]]
+  with pytest.raises(data.Unreadable, match='finite'):
+    depth.to_bytes(np.full((2, 2), np.nan))
 
 
 @pytest.mark.parametrize('bands', [2, 4, 5])

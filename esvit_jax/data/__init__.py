@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from esvit_jax.data import (
+  depth,
   embedded,
   filelist,
   folder,
@@ -25,7 +26,6 @@ from esvit_jax.data import (
 )
 from esvit_jax.data.crops import MARGIN, center_cropped, enlarged
 from esvit_jax.data.fewshot import balanced
-from esvit_jax.data.formats import Unreadable
 from esvit_jax.data.pipeline import Feed, Pipeline, epoch
 from esvit_jax.data.segmentation import zero_is_void
 from esvit_jax.data.source import Source, spread
@@ -38,6 +38,7 @@ from esvit_jax.data.subset import (
   subset,
 )
 from esvit_jax.data.survey import survey
+from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.data.videos import Video, open_videos
 from esvit_jax.errors import UserError, require_local
 
@@ -79,7 +80,11 @@ __all__ = [
 ]
 
 
-def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
+def open_source(
+  config: Mapping[str, Any],
+  split: str | None = None,
+  scale: depth.Scale | None = None,
+) -> Source:
   """Opens one split of the images that a config names.
 
   Args:
@@ -89,9 +94,10 @@ def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
       `canvas` (pixels, one number or (height, width)), `channels` (1, 3, or
       the number of bands),
       `zero` (of masks: 'class', or 'void' where classes begin with 1),
-      `value_range` (of deep images, see `headers.fit`) and `exif_orientation`
+      `value_range` (of deep images, see `depth.Scale`) and `exif_orientation`
       (True), which is applied to folders and lists of files.
     split: used instead of the config's.
+    scale: of deep images, used instead of the config's.
 
   Raises:
     UserError: the source or the split does not exist, or holds no images.
@@ -122,7 +128,7 @@ def open_source(config: Mapping[str, Any], split: str | None = None) -> Source:
   return headers.fit(
     source,
     canvas,
-    headers.parse_limits(config.get('value_range')),
+    scale or depth.parse(config.get('value_range')),
   )
 
 
@@ -141,16 +147,17 @@ def open_pair(config: Mapping[str, Any]) -> tuple[Source, Source | None]:
   split = config['test_split']
   if split == 'held_out':
     return hold_out(train)
-  config = {**config, 'canvas': train.canvas, 'value_range': train.limits}
+  config = {**config, 'canvas': train.canvas}
   if split != 'auto':
-    return train, open_source(config, split) if split else None
+    test = open_source(config, split, train.scale) if split else None
+    return train, test
   module, place = _parse(config['source'])
   names = module.split_names(place, config.get('data_dir') or None)
   for kind in splits.JUDGED:
     name = splits.match(kind, names)
     if name and name != train.split:
       try:
-        return train, open_source(config, name)
+        return train, open_source(config, name, train.scale)
       except UserError as e:
         raise UserError(f"{e}; data.test_split='' trains without it") from e
   return train, None

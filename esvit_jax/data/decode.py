@@ -4,23 +4,16 @@ import math
 
 import numpy as np
 
-from esvit_jax.data import formats
-from esvit_jax.data.formats import Unreadable
-
-__all__ = [
-  'Unreadable',
-  'center_crop',
-  'decode',
-  'fit_labels',
-  'with_channels',
-]
+from esvit_jax.data import depth, formats
+from esvit_jax.data.depth import OPEN, Scale
+from esvit_jax.data.unreadable import Unreadable
 
 
 def decode(
   record: bytes | np.ndarray,
   channels: int,
   canvas: tuple[int, int],
-  limits: tuple[float, float] | None = None,
+  scale: Scale = OPEN,
   upright: bool = False,
 ) -> np.ndarray:
   """Decodes one image, whatever its mode, and shrinks it to fit the canvas.
@@ -37,8 +30,7 @@ def decode(
     channels: 1 (grey), 3 (RGB) or the number of bands. Alpha is dropped where
       1 or 3 are asked for.
     canvas: (height, width) in pixels.
-    limits: values of deep images that become 0 and 255, see
-      `formats.to_bytes`.
+    scale: of images deeper than 8 bits.
     upright: whether to apply the orientation (EXIF) of a file, which
       torchvision's default loader does not.
 
@@ -48,7 +40,7 @@ def decode(
   Raises:
     Unreadable: with the decoder's reason.
   """
-  image = _pixels(record, channels, limits, upright, canvas)
+  image = _pixels(record, channels, scale, upright, canvas)
   return _fit(image, canvas)
 
 
@@ -57,7 +49,7 @@ def center_crop(
   channels: int,
   size: int,
   shorter: int,
-  limits: tuple[float, float] | None = None,
+  scale: Scale = OPEN,
   upright: bool = False,
 ) -> np.ndarray:
   """Decodes one image and cuts its central square, as torchvision does.
@@ -66,7 +58,7 @@ def center_crop(
   file: smaller images are enlarged.
 
   Args:
-    record, channels, limits, upright: see `decode`.
+    record, channels, scale, upright: see `decode`.
     size: side of the square, pixels.
     shorter: the shorter side of the image before it is cut, at least `size`.
 
@@ -76,7 +68,7 @@ def center_crop(
   Raises:
     Unreadable: with the decoder's reason.
   """
-  image = _pixels(record, channels, limits, upright)
+  image = _pixels(record, channels, scale, upright)
   h, w, _ = image.shape
   # The longer side in whole pixels, as torchvision cuts it.
   height, width = (shorter * n // min(h, w) for n in (h, w))
@@ -117,10 +109,7 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
   """
   if image.ndim == 2:
     image = image[..., None]
-  if image.shape[-1] == channels:
-    return image
-  if image.shape[-1] in (2, 4) and channels in (1, 3):
-    image = image[..., :-1]  # alpha
+  image = formats.without_alpha(image, channels)
   bands = image.shape[-1]
   if bands == channels:
     return image
@@ -137,13 +126,13 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
 def _pixels(
   record: bytes | np.ndarray,
   channels: int,
-  limits: tuple[float, float] | None,
+  scale: Scale,
   upright: bool,
   canvas: tuple[int, int] | None = None,
 ) -> np.ndarray:
   """u8[h, w, channels]; large enough for `canvas`, or as large as it is."""
   if isinstance(record, np.ndarray):
-    return with_channels(formats.to_bytes(record, limits), channels)
+    return _as_bytes(record, channels, scale)
   turn = formats.UPRIGHT.get(formats.orientation(record)) if upright else None
   if turn and canvas:
     canvas = (max(canvas), max(canvas))  # height and width may change places
@@ -152,15 +141,21 @@ def _pixels(
     image = formats.deep(record, channels)
     if image is None:
       image = _any_format(record, channels)
-    image = with_channels(formats.to_bytes(image, limits), channels)
+    image = _as_bytes(image, channels, scale)
   return image if turn is None else np.ascontiguousarray(turn(image))
+
+
+def _as_bytes(image: np.ndarray, channels: int, scale: Scale) -> np.ndarray:
+  # Alpha first: it is always white, whatever the range of the colours.
+  image = formats.without_alpha(image, channels)
+  return with_channels(depth.to_bytes(image, scale), channels)
 
 
 def _jpeg(
   record: bytes, channels: int, canvas: tuple[int, int] | None
 ) -> np.ndarray | None:
   """The fast way for a sound grey or colour JPEG; None for all the rest."""
-  if record[:2] != b'\xff\xd8' or channels not in (1, 3):
+  if record[:2] != formats.JPEG or channels not in (1, 3):
     return None
   import simplejpeg
 

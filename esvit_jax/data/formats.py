@@ -7,26 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from esvit_jax.data import depth
+from esvit_jax.data.unreadable import Unreadable
+
 # Endings that PIL reads; AVIF where it was built with it.
 ENDINGS = (
   *('avif', 'bmp', 'dib', 'gif', 'j2k', 'jfif', 'jp2', 'jpe', 'jpeg', 'jpg'),
   *('pbm', 'pgm', 'png', 'pnm', 'ppm', 'tga', 'tif', 'tiff', 'webp'),
 )
 HEIF = ('heic', 'heif')  # with pillow-heif
+JPEG = b'\xff\xd8'
 PNG = b'\x89PNG\r\n\x1a\n'
 TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
-BITS = (8, 10, 12, 14, 16)
+# Of TIFFs: no grey and no red, green and blue.
+_OTHER_COLOURS = ('SEPARATED', 'CIELAB', 'ICCLAB', 'YCBCR', 'PALETTE')
 EXIF_ORIENTATION = 0x0112
 EXIF_MARKS = (b'Exif\0\0', b'eXIf', b'EXIF')
-
-
-class Unreadable(Exception):  # noqa: N818 - says what it is of an image
-  """An image cannot be read; the text is the cause, on one line."""
-
-  def __init__(self, cause: Exception | str):
-    if isinstance(cause, Exception):
-      cause = f'{type(cause).__name__}: {cause}'
-    super().__init__(' '.join(cause.split()))
 
 
 class Header(NamedTuple):
@@ -34,13 +30,17 @@ class Header(NamedTuple):
 
   Attributes:
     size: height and width, pixels.
-    bands: number of channels of the file.
-    range: least and largest value of an image deeper than 8 bits, or None.
+    bands: number of channels, alpha included.
+    pages: pages of a TIFF or frames of an animation; the first is read.
+    dtype: of the values of an image deeper than 8 bits, such as 'uint16'.
+    range: their least and largest.
   """
 
   size: tuple[int, int]
   bands: int
-  range: tuple[float, float] | None
+  pages: int = 1
+  dtype: str = ''
+  range: tuple[float, float] | None = None
 
 
 def endings() -> tuple[str, ...]:
@@ -69,19 +69,54 @@ def header(record: bytes | np.ndarray, channels: int = 3) -> Header:
   Raises:
     Unreadable: with the decoder's reason.
   """
-  image = record
+  image, pages = record, 1
   if not isinstance(record, np.ndarray):
-    image = deep(record, channels)
+    image, pages = deep(record, channels), _pages(record, channels)
   if image is not None:
     bands = image.shape[2] if image.ndim == 3 else 1
-    wide = image.dtype != np.uint8
-    return Header(image.shape[:2], bands, value_range(image) if wide else None)
+    found = Header(image.shape[:2], bands, pages)
+    if image.dtype == np.uint8:
+      return found
+    values = depth.value_range(without_alpha(image, channels))
+    return found._replace(dtype=image.dtype.name, range=values)
   try:
     with open_image(record) as image:
       size = (image.height, image.width)
-      return Header(size, len(image.getbands()), None)
+      return Header(size, _bands(image), pages)
   except Exception as error:
     raise Unreadable(error) from error
+
+
+def _bands(image) -> int:
+  """How many `decode` makes of an image of PIL's."""
+  if 'transparency' in image.info:
+    return 4
+  return 3 if image.mode == 'CMYK' else len(image.getbands())
+
+
+def without_alpha(image: np.ndarray, channels: int) -> np.ndarray:
+  """An image [h, w] or [h, w, bands] without its alpha, the last of 2 or 4.
+
+  Where other than 1 or 3 channels are wanted, it stays.
+  """
+  alpha = image.ndim == 3 and image.shape[-1] in (2, 4) and channels in (1, 3)
+  return image[..., :-1] if alpha and image.shape[-1] != channels else image
+
+
+def _pages(record: bytes, channels: int) -> int:
+  """Pages or frames of a file of which the first alone is read."""
+  import tifffile
+
+  try:
+    if record[:4] in TIFF:
+      with tifffile.TiffFile(io.BytesIO(record)) as file:
+        return 1 if _stack(file, channels) else len(file.pages)
+    if record[:2] == JPEG:  # what telephones hide behind a photograph
+      return 1
+    with open_image(record) as image:
+      return getattr(image, 'n_frames', 1)
+  except Exception:  # damaged: who decodes it says so
+    return 1
 
 
 def deep(record: bytes, channels: int) -> np.ndarray | None:
@@ -108,7 +143,7 @@ def deep(record: bytes, channels: int) -> np.ndarray | None:
       return imagecodecs.png_decode(record)
     if record[:4] in TIFF:
       return _tiff(record, channels)
-    if record[:2] == b'\xff\xd8':
+    if record[:2] == JPEG:
       return None
     with open_image(record) as image:
       if image.mode.startswith('I') or image.mode == 'F':
@@ -122,55 +157,41 @@ def _tiff(record: bytes, channels: int) -> np.ndarray | None:
   import tifffile
 
   with tifffile.TiffFile(io.BytesIO(record)) as file:
-    page, series = file.pages[0], file.series[0]
-    if channels not in (1, 3) and len(series.shape) == 3:
-      image, axes = series.asarray(), series.axes
+    page = file.pages[0]
+    if stack := _stack(file, channels):
+      image, axes = stack.asarray(), stack.axes
     elif page.bitspersample <= 8 and page.samplesperpixel <= 4:
       return None
     else:
-      image, axes = page.asarray(), page.axes
+      image, axes = _page(page, channels), page.axes
   # Y and X are the axes of the image; the third, if any, is that of bands.
   if image.ndim == 3:
     image = np.moveaxis(image, [axes.index('Y'), axes.index('X')], [0, 1])
   return image
 
 
-def value_range(image: np.ndarray) -> tuple[float, float]:
-  """Least and largest finite value."""
-  finite = image[np.isfinite(image)]
-  if not finite.size:
-    raise Unreadable('no value of it is finite')
-  return float(finite.min()), float(finite.max())
+def _stack(file, channels: int):
+  """The series whose pages are the bands wanted, or None."""
+  series = file.series[0]
+  if len(series.shape) != 3:
+    return None
+  coloured = series.axes == 'CYX' and series.shape[0] == channels
+  return series if coloured or channels not in (1, 3) else None
 
 
-def assumed_range(low: float, high: float) -> tuple[float, float]:
-  """What becomes black and white in images with values from low to high.
+def _page(page, channels: int) -> np.ndarray:
+  """The values of a page, black being the least.
 
-  0 to 1 where no value is larger; else 0 to the most that 8, 10, 12, 14 or 16
-  bits hold, whichever are the first that are enough. With negative or larger
-  values, low to high.
+  Raises:
+    Unreadable: its values are no grey and no red, green and blue.
   """
-  if low >= 0:
-    for most in (1, *(2**bits - 1 for bits in BITS)):
-      if high <= most:
-        return 0.0, float(most)
-  return low, high
-
-
-def to_bytes(image: np.ndarray, limits=None) -> np.ndarray:
-  """Values of any type -> u8: limits become 0 and 255, rounded and clipped.
-
-  Args:
-    image: u8, which stays as it is, or of any other type.
-    limits: least and largest value; None: `assumed_range` of the image.
-  """
-  if image.dtype == np.uint8:
-    return image
-  if image.dtype == bool:
-    return image.astype(np.uint8) * 255
-  low, high = limits or assumed_range(*value_range(image))
-  scaled = (np.nan_to_num(image, nan=low) - low) / max(high - low, 1e-30)
-  return np.floor(np.clip(scaled, 0, 1) * 255 + 0.5).astype(np.uint8)
+  image, meaning = page.asarray(), getattr(page.photometric, 'name', '')
+  if meaning == 'MINISWHITE' and image.dtype.kind == 'u':
+    _, white = depth.assumed_range(*depth.value_range(image), image.dtype)
+    return (white - image).astype(image.dtype)
+  if channels in (1, 3) and meaning in _OTHER_COLOURS:
+    raise Unreadable(f'its colours are {meaning} of more than 8 bits')
+  return image
 
 
 def orientation(record: bytes | np.ndarray) -> int:

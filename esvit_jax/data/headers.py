@@ -1,11 +1,13 @@
 """What some images of a source tell of all: canvas, depth and bands."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterator
 
-from esvit_jax.data import formats
+from esvit_jax.data import depth, formats
+from esvit_jax.data.depth import OPEN, Scale
 from esvit_jax.data.formats import Header
 from esvit_jax.data.source import Source, spread
+from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
 
 LONGEST_SIDE = 512
@@ -18,7 +20,7 @@ def headers(source: Source) -> dict[int, Header]:
   for i in spread(len(source), SAMPLED):
     try:
       seen[i] = formats.header(source.read(i)[0], source.channels)
-    except (OSError, formats.Unreadable):
+    except (OSError, Unreadable):
       continue  # the pipeline counts and names it when its turn comes
   return seen
 
@@ -31,35 +33,81 @@ def sizes(source: Source) -> list[tuple[int, int]]:
 def fit(
   source: Source,
   canvas: tuple[int, int] | None = None,
-  limits: tuple[float, float] | None = None,
+  scale: Scale = OPEN,
 ) -> Source:
   """The source with what its images say where the config does not.
 
   Args:
     source: as opened; its channels are those asked for.
     canvas: (height, width), or None to fit the images.
-    limits: values of images deeper than 8 bits that become 0 and 255, or None
-      for `formats.assumed_range` of all that are sampled.
+    scale: of images deeper than 8 bits; what it leaves open is assumed of
+      those that are sampled.
 
   Raises:
     UserError: the images have other bands than asked for.
   """
   seen = headers(source)
   _check_bands(source, seen)
-  canvas = canvas or source.canvas or _fitting_canvas(seen)
-  notes = source.notes
-  ranges = [x.range for x in seen.values() if x.range]
-  if ranges:
-    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
-    given = limits is not None
-    limits = limits or formats.assumed_range(low, high)
-    notes += (
-      f'{len(ranges)} of {len(seen)} sampled images are deeper than 8 bits '
-      f'(values {low:g} to {high:g}): {limits[0]:g} becomes black and '
-      f'{limits[1]:g} white'
-      + ('' if given else '; data.value_range sets other limits'),
+  ranges = _ranges(seen)
+  assumed = {
+    dtype: depth.assumed_range(low, high, dtype)
+    for dtype, (low, high) in ranges.items()
+  }
+  scale = scale._replace(assumed=assumed | dict(scale.assumed))
+  notes = [*_depth_notes(seen, ranges, scale), *_layer_notes(source, seen)]
+  return dataclasses.replace(
+    source,
+    canvas=canvas or source.canvas or _fitting_canvas(seen),
+    scale=scale,
+    notes=(*source.notes, *notes),
+  )
+
+
+def _ranges(seen: dict[int, Header]) -> dict[str, depth.Range]:
+  """Type of number -> least and largest value of the images of that type."""
+  ranges = {}
+  for header in seen.values():
+    if header.range:
+      low, high = ranges.get(header.dtype, header.range)
+      least, largest = header.range
+      ranges[header.dtype] = min(low, least), max(high, largest)
+  return ranges
+
+
+def _depth_notes(seen, ranges, scale: Scale) -> Iterator[str]:
+  for dtype, (low, high) in ranges.items():
+    count = sum(header.dtype == dtype for header in seen.values())
+    black, white = scale.given or scale.assumed[dtype]
+    beyond = (
+      'what is beyond is clipped (data.value_range)'
+      if scale.given
+      else 'images beyond that, or of less than a sixteenth of it, are scaled '
+      'by their own; data.value_range sets other limits'
     )
-  return dataclasses.replace(source, canvas=canvas, limits=limits, notes=notes)
+    yield (
+      f'{count} of {len(seen)} sampled images are deeper than 8 bits ({dtype}, '
+      f'values {low:g} to {high:g}): {black:g} becomes black and {white:g} '
+      f'white; {beyond}'
+    )
+
+
+def _layer_notes(source: Source, seen: dict[int, Header]) -> Iterator[str]:
+  """Pages and bands that are not read."""
+  paged = {i: x.pages for i, x in seen.items() if x.pages > 1}
+  if paged:
+    i, pages = next(iter(paged.items()))
+    yield (
+      f'{len(paged)} of {len(seen)} sampled images have several pages or '
+      f'frames, such as the {pages} of {source.where(i)}: the first is read'
+    )
+  layered = {i: x.bands for i, x in seen.items() if x.bands in (2, 4)}
+  if source.channels in (1, 3) and layered:
+    i, bands = next(iter(layered.items()))
+    yield (
+      f'{len(layered)} of {len(seen)} sampled images have alpha or a band '
+      f'beside their colours, such as {source.where(i)}: it is left out; '
+      f'data.channels={bands} reads it'
+    )
 
 
 def _fitting_canvas(seen: dict[int, Header]) -> tuple[int, int]:
@@ -87,20 +135,3 @@ def _check_bands(source: Source, seen: dict[int, Header]) -> None:
       f'{source.where(i)}: set data.channels={bands}, and data.mean and '
       'data.std to as many numbers'
     )
-
-
-def parse_limits(value: Any) -> tuple[float, float] | None:
-  """data.value_range as (black, white); None where it is empty.
-
-  Raises:
-    UserError: it is no two increasing numbers.
-  """
-  if not value:
-    return None
-  numbers = tuple(value)
-  if len(numbers) != 2 or not numbers[0] < numbers[1]:
-    raise UserError(
-      f'data.value_range is {value}: use the values that become black and '
-      'white, such as (0, 4095)'
-    )
-  return numbers

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from esvit_jax.data.decode import Unreadable
 from esvit_jax.data.segmentation import VOID
 from esvit_jax.data.source import Source, tolerable
+from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]

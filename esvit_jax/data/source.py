@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from esvit_jax.data import decode
+from esvit_jax.data import decode, depth
 from esvit_jax.data import segmentation as segmentation_lib
+from esvit_jax.data.unreadable import Unreadable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Source:
     multi_label: an image may be of several classes; `read` then gives, for each
       class, 1 (yes), 0 (no) or -1 (not to be counted), i32[classes].
     segmentation: classes of pixels, or None where they are not known.
-    limits: values of deep images that become black and white.
+    scale: of images deeper than 8 bits.
     upright: whether the orientation that files tell (EXIF) is applied.
     notes: what a person should know of it, a line each.
   """
@@ -47,7 +48,7 @@ class Source:
   labels: np.ndarray | None = None
   shorter: int = 0
   segmentation: segmentation_lib.Segmentation | None = None
-  limits: tuple[float, float] | None = None
+  scale: depth.Scale = depth.OPEN
   upright: bool = False
   notes: tuple[str, ...] = ()
 
@@ -64,7 +65,7 @@ class Source:
     Where pixels have classes, they are 'segmentation' u8[h,w].
 
     Raises:
-      decode.Unreadable: its bytes are no image, or are not there.
+      Unreadable: its bytes are no image, or are not there.
       UserError: its mask does not fit the image or the classes.
     """
     if not 0 <= i < self.count:
@@ -72,15 +73,15 @@ class Source:
     try:
       record, label = self.read(i)
     except OSError as error:
-      raise decode.Unreadable(error) from error
+      raise Unreadable(error) from error
     if self.shorter:
       size = self.canvas[0]
       image = decode.center_crop(
-        record, self.channels, size, self.shorter, self.limits, self.upright
+        record, self.channels, size, self.shorter, self.scale, self.upright
       )
     else:
       image = decode.decode(
-        record, self.channels, self.canvas, self.limits, self.upright
+        record, self.channels, self.canvas, self.scale, self.upright
       )
     example = {'image': image, 'label': label, 'index': i}
     if self.segmentation:

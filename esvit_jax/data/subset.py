@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from esvit_jax.data import fewshot
-from esvit_jax.data.decode import Unreadable
 from esvit_jax.data.source import Source
+from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
 
 HELD_OUT = 0.1  # share of the images

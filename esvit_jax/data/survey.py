@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from esvit_jax.data import segmentation as segmentation_lib
-from esvit_jax.data.formats import Unreadable
 from esvit_jax.data.source import Source
+from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
 
 

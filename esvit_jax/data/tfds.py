@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from esvit_jax.data import splits
-from esvit_jax.data.decode import Unreadable
 from esvit_jax.data.source import Source
 from esvit_jax.data.tfrecord import TFRecords
+from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
 
 
