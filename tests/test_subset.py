@@ -26,6 +26,31 @@ def test_held_out_and_the_rest_are_the_whole(train):
   assert held.where(0) != data.hold_out(train, seed=1)[1].where(0)
 
 
+def test_each_class_is_held_out_alike(train):
+  """One at least, and one to train on; none of those without a label."""
+  y = np.repeat([0, 1, 2, -1], [20, 5, 1, 30])
+  source = dataclasses.replace(
+    train, count=len(y), labels=y, classes=('a', 'b', 'c')
+  )
+  rest, held = data.hold_out(source)
+  assert np.bincount(held.labels).tolist() == [2, 1]
+  assert np.bincount(rest.labels + 1).tolist() == [30, 18, 4, 1]
+
+
+def test_unknown_labels_are_read_where_that_is_quick(train):
+  unknown = dataclasses.replace(train, labels=None, label_bytes=10**6)
+  assert np.bincount(data.sample(unknown, 50).labels).tolist() == [5] * 10
+  _, held = data.hold_out(unknown)
+  share = np.bincount(train.labels) / 10
+  np.testing.assert_allclose(np.bincount(held.labels), share, atol=1)
+  large = dataclasses.replace(unknown, label_bytes=2**40)
+  for drawn in (data.sample(large, 50), data.hold_out(large)[1]):
+    assert drawn.labels is None
+    assert 'without regard to class' in drawn.notes[-1]
+  assert '1024 GiB' in data.sample(large, 5000).notes[-1]
+  assert not data.sample(train, 50).notes
+
+
 def test_a_config_can_ask_for_it(train):
   config = {'source': 'embedded', 'test_split': 'held_out'}
   rest, held = data.open_pair(config)

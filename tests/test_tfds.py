@@ -119,6 +119,13 @@ class TestBothFormats:
       assert np.array_equal(source[i]['image'], _picture(i))
       assert source[i]['label'] == i % 3
 
+  def test_samples_are_of_all_classes_alike(self, sets, file_format):
+    source = _open(sets / file_format)
+    drawn = data.sample(source, 6)
+    assert np.bincount(drawn.labels).tolist() == [2, 2, 2]
+    assert not drawn.notes
+    assert 0 < source.label_bytes < 10**6
+
   @pytest.mark.parametrize(
     'split, expected',
     [

@@ -147,6 +147,32 @@ def held_out(
   return np.setdiff1d(np.arange(len(labels)), held), held
 
 
+def proportional(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
+  """Rows of a share of the images, each class in proportion.
+
+  Every class of two images or more gives one at least and keeps one at least;
+  a class of one image gives none.
+
+  Args:
+    labels: classes from 0, i[N].
+    share: of the images, in 0..1.
+    seed: of the draw.
+
+  Returns:
+    Sorted rows.
+  """
+  rows = _by_class(labels, seed).values()
+  # Where each image stands in its class, in 0..1; the first stand at 0.
+  places = [(np.arange(len(r) - 1) + 0.5) / len(r) for r in rows]
+  for place in places:
+    place[:1] = 0
+  rows = np.concatenate([r[:-1] for r in rows])
+  places = np.concatenate(places)
+  count = max(round(share * len(labels)), int((places == 0).sum()))
+  ties = np.random.default_rng(seed).permutation(len(rows))
+  return np.sort(rows[np.lexsort((ties, places))[:count]])
+
+
 def _by_class(labels, seed: int, classes: int = 0) -> dict[int, np.ndarray]:
   """Class -> its rows, in the order in which they are taken."""
   require_labels('a subset by classes', labels)

@@ -26,6 +26,7 @@ class Source:
       `headers.fit` has chosen it.
     channels: 1 (grey), 3 (RGB) or the number of bands.
     labels: of all images, i32[count], where known without reading them.
+    label_bytes: how many are to be read for the labels that are not known.
     shorter: pixels of the shorter side, for `crops.center_cropped`; 0: images
       are shrunk to fit the canvas.
     multi_label: an image may be of several classes; `read` then gives, for each
@@ -46,6 +47,7 @@ class Source:
   channels: int = 3
   multi_label: bool = False
   labels: np.ndarray | None = None
+  label_bytes: int = 0
   shorter: int = 0
   segmentation: segmentation_lib.Segmentation | None = None
   scale: depth.Scale = depth.OPEN

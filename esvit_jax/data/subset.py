@@ -12,6 +12,9 @@ from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
 
 HELD_OUT = 0.1  # share of the images
+# Labels of a prepared set lie beside its images. So many bytes of both are read
+# for a draw that minds the classes: seconds from a disk.
+AFFORDABLE = 2**30
 
 
 def subset(source: Source, indices: Sequence[int], what: str) -> Source:
@@ -39,6 +42,7 @@ def subset(source: Source, indices: Sequence[int], what: str) -> Source:
     read=lambda i: source.read(int(indices[i])),
     where=lambda i: source.where(int(indices[i])),
     labels=None if source.labels is None else source.labels[indices],
+    label_bytes=source.label_bytes * len(indices) // len(source),
     segmentation=segmentation,
   )
 
@@ -46,8 +50,9 @@ def subset(source: Source, indices: Sequence[int], what: str) -> Source:
 def sample(source: Source, count: int, seed: int = 0) -> Source:
   """At most `count` images, drawn by seed and from all classes alike.
 
-  Where labels are known only by reading all images (tfds), they are drawn
-  without regard to class.
+  Where the labels are unknown and too many bytes would have to be read for
+  them (see `with_labels`), images are drawn without regard to class, and
+  a note says so.
 
   Args:
     source: the whole.
@@ -56,9 +61,33 @@ def sample(source: Source, count: int, seed: int = 0) -> Source:
   """
   if not count or count >= len(source):
     return source
-  labels = np.zeros(len(source)) if source.labels is None else source.labels
-  rows = fewshot.balanced(labels, count, seed)
-  return subset(source, rows, f'{count:,} sampled')
+  source = with_labels(source)
+  known = source.labels
+  rows = fewshot.balanced(
+    np.zeros(len(source)) if known is None else known, count, seed
+  )
+  return _drawn(source, rows, f'{count:,} sampled')
+
+
+def with_labels(source: Source) -> Source:
+  """The source with its labels, unless too many bytes are to be read."""
+  if source.labels is not None or not source.classes:
+    return source
+  if source.label_bytes > AFFORDABLE:
+    return source
+  return dataclasses.replace(source, labels=labels(source))
+
+
+def _drawn(source: Source, rows: np.ndarray, what: str) -> Source:
+  """Those rows; says so where the classes could not be minded."""
+  drawn = subset(source, rows, what)
+  if source.labels is not None or not source.classes:
+    return drawn
+  note = (
+    f'{drawn.name}: drawn without regard to class, since its labels are known '
+    f'only by reading {source.label_bytes / 2**30:.0f} GiB'
+  )
+  return dataclasses.replace(drawn, notes=(*drawn.notes, note))
 
 
 def labelled(source: Source) -> Source:
@@ -77,22 +106,33 @@ def labelled(source: Source) -> Source:
 def hold_out(
   source: Source, share: float = HELD_OUT, seed: int = 0
 ) -> tuple[Source, Source]:
-  """(the rest, a random `share`): a test split for sets that have none.
+  """(the rest, `share` of each class): a test split for sets without one.
+
+  Of each class one image at least is held out, and one is left to train on;
+  images without a label are trained on. Where there are no labels, or reading
+  them takes long (see `with_labels`), the draw is without regard to
+  class, and a note says so.
 
   Raises:
     UserError: there are too few images.
   """
-  count = round(share * len(source))
-  if not 0 < count < len(source):
+  source = with_labels(source)
+  known = source.labels
+  if known is None or known.ndim > 1 or known.max() < 0:
+    count = round(share * len(source))
+    held = np.random.default_rng(seed).permutation(len(source))[:count]
+  else:
+    rows = np.flatnonzero(known >= 0)
+    held = rows[fewshot.proportional(known[rows], share, seed)]
+  if not 0 < len(held) < len(source):
     raise UserError(
       f'{source.name} has {len(source)} images: too few to hold some out; set '
       "data.test_split=''"
     )
-  order = np.random.default_rng(seed).permutation(len(source))
-  held, rest = np.sort(order[:count]), np.sort(order[count:])
+  rest = np.setdiff1d(np.arange(len(source)), held)
   return (
-    subset(source, rest, f'all but {count:,} held out'),
-    subset(source, held, f'{count:,} held out'),
+    subset(source, rest, f'all but {len(held):,} held out'),
+    _drawn(source, np.sort(held), f'{len(held):,} held out'),
   )
 
 

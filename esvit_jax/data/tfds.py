@@ -94,6 +94,7 @@ def open_split(
     canvas=canvas,
     channels=channels or (1 if wanted['image'].shape[-1] == 1 else 3),
     multi_label=multi_label,
+    label_bytes=_bytes(instructions),
   )
 
 
@@ -189,6 +190,14 @@ def _records(
   raise UserError(
     f'{title} is stored as {kind.value}, which is not read here: prepare it '
     'with --file_format=array_record'
+  )
+
+
+def _bytes(instructions: Sequence[Any]) -> int:
+  """Of the records of a split, about."""
+  return sum(
+    os.path.getsize(each.filename) * each.take // each.examples_in_shard
+    for each in instructions
   )
 
 

@@ -47,14 +47,16 @@ class Evaluation:
     self._during = evaluators('eval.during', c.eval.during)
     self._at_ends = evaluators('eval.at_ends', c.eval.at_ends)
     train, test = job.sources['train'], job.sources['test']
-    self._sources = {}
+    self._sources, self._notes = {}, []
     if test and train.classes and test.classes:
       train, test = data.labelled(train), data.labelled(test)
       sample = data.sample(train, c.eval.train_images, c.seed)
+      self._notes += sample.notes[len(train.notes) :]
       self._sources = {
         'train': data.center_cropped(sample, c.eval.size),
         'test': data.center_cropped(test, c.eval.size),
       }
+      self._notes += filter(None, map(data.enlarged, self._sources.values()))
     if job.method.predict:
       self._check_predictions()
     elif train.multi_label:
@@ -88,9 +90,8 @@ class Evaluation:
     if not self._sources:
       return {}
     if at_start:
-      for source in self._sources.values():
-        if note := data.enlarged(source):
-          self.say(f'eval   {note}')
+      for note in self._notes:
+        self.say(f'eval   {note}')
     try:
       return self._figures(state, at_start, at_end)
     except Exception as e:  # trained steps are worth more than a figure
