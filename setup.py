@@ -43,9 +43,13 @@ setup(
   ],
   extras_require={
     'heic': ['pillow-heif'],
+    'parquet': ['pyarrow'],
     'gpu': ['jax[cuda13]>=0.10.2'],
     'tpu': ['jax[tpu]>=0.10.2'],
     'tensorboard': ['tensorflow', 'tensorboard'],
-    'dev': ['pillow-heif', 'pytest', 'pytest-xdist', 'ruff', 'scikit-learn'],
+    'dev': [
+      *('pillow-heif', 'pyarrow', 'pytest', 'pytest-xdist', 'ruff'),
+      'scikit-learn',
+    ],
   },
 )

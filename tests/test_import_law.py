@@ -59,7 +59,7 @@ LAW = {
   'data': (
     '',
     'numpy scipy grain tensorflow_datasets PIL simplejpeg tifffile imagecodecs '
-    'pillow_heif',
+    'pillow_heif pyarrow array_record',
   ),
   'optim': ('schedules', 'jax numpy optax'),
   'schedules': ('', 'jax numpy'),
@@ -78,6 +78,8 @@ OWNED = {
   'tifffile': 'data',
   'imagecodecs': 'data',
   'pillow_heif': 'data',
+  'pyarrow': 'data.parquet',
+  'array_record': 'data',
   'clu': 'workdir.metrics',
   'rich': 'workdir.terminal',
   'matplotlib': 'analysis.plots',
@@ -90,7 +92,7 @@ OWNED = {
 # Imported where they are used, so that runs without them need not have them.
 LAZY = {
   *('grain', 'tensorflow_datasets', 'PIL', 'simplejpeg', 'clu'),
-  *('tifffile', 'imagecodecs', 'pillow_heif'),
+  *('tifffile', 'imagecodecs', 'pillow_heif', 'pyarrow', 'array_record'),
 }
 
 

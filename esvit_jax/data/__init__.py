@@ -20,9 +20,14 @@ from esvit_jax.data import (
   folder,
   headers,
   masks,
+  mixture,
+  parquet,
   scenes,
   splits,
+  tars,
   tfds,
+  webdataset,
+  zips,
 )
 from esvit_jax.data.crops import MARGIN, center_cropped, enlarged
 from esvit_jax.data.fewshot import balanced
@@ -48,13 +53,24 @@ from esvit_jax.errors import UserError, require_local
 SOURCES = {
   'embedded': embedded,
   'folder': folder,
+  'hf': parquet,
   'list': filelist,
   'masks': masks,
   'scenes': scenes,
+  'tar': tars,
   'tfds': tfds,
+  'wds': webdataset,
+  'zip': zips,
 }
 
+KNOWN = (
+  "'embedded', 'scenes', 'folder:/path', 'zip:/path.zip', 'tar:/path.tar', "
+  "'wds:/path/{000..146}.tar', 'hf:/path', 'list:/path', 'masks:/path' or "
+  "'tfds:name'"
+)
+
 __all__ = [
+  'KNOWN',
   'MARGIN',
   'SOURCES',
   'Feed',
@@ -88,8 +104,8 @@ def open_source(
   """Opens one split of the images that a config names.
 
   Args:
-    config: `source` ('embedded', 'scenes', 'folder:/path', 'list:/path',
-      'masks:/path' or 'tfds:name') and, each optional (None means the
+    config: `source` (see `KNOWN`, or several of them by weight as in
+      'folder:/a*0.7+zip:/b.zip*0.3') and, each optional (None means the
       default): `split` ('train'), `data_dir` (where tfds keeps its sets),
       `canvas` (pixels, one number or (height, width)), `channels` (1, 3, or
       the number of bands),
@@ -163,14 +179,14 @@ def open_pair(config: Mapping[str, Any]) -> tuple[Source, Source | None]:
   return train, None
 
 
-def _parse(source: str) -> tuple[ModuleType, str]:
+def _parse(source: str) -> tuple[ModuleType | mixture.Mixture, str]:
   """The module that reads a source, and the place after the colon."""
+  if parts := mixture.parts(source):
+    return mixture.Mixture(
+      [mixture.Part(*_parse(name), weight) for name, weight in parts]
+    ), ''
   kind, _, place = source.partition(':')
   if kind not in SOURCES:
-    known = (
-      "'embedded', 'scenes', 'folder:/path', 'list:/path', 'masks:/path' or "
-      "'tfds:name'"
-    )
     require_local(source, 'data.source')
     if os.path.isdir(os.path.expanduser(source)) or '/' in kind:
       raise UserError(
@@ -178,7 +194,7 @@ def _parse(source: str) -> tuple[ModuleType, str]:
       )
     near = difflib.get_close_matches(kind, SOURCES, 1)
     hint = f' (did you mean {near[0]!r}?)' if near else ''
-    raise UserError(f'data.source {source!r} is unknown{hint}: use {known}')
+    raise UserError(f'data.source {source!r} is unknown{hint}: use {KNOWN}')
   if not place.strip() and kind not in ('embedded', 'scenes'):
     raise UserError(
       f'data.source {source!r} names no place after the colon: is a variable '

@@ -1,15 +1,16 @@
-"""Images named by lists, as many sets are published: one text file a split."""
+"""Images named by lists, as many sets are published: a text file or a table."""
 
 import os
 import pathlib
 
 import numpy as np
 
-from esvit_jax.data import splits
+from esvit_jax.data import splits, tables
 from esvit_jax.data.source import Source
 from esvit_jax.errors import UserError
 
 _ENDINGS = ('', '.jpg', '.jpeg', '.png')
+_KINDS = ('.txt', *tables.ENDINGS)
 _FOLDERS = ('', 'images')
 
 
@@ -25,14 +26,15 @@ def open_split(
   canvas: tuple[int, int] | None,
   channels: int | None,
 ) -> Source:
-  """Opens the images that PLACE/SPLIT.txt lists.
+  """Opens the images that PLACE/SPLIT.txt, .csv, .tsv or .jsonl lists.
 
-  A line is a path, then (or not) its label, any text. Paths are relative to
+  A line of text is a path, then (or not) its label, any text; tables name the
+  columns, see `tables`, one of which may tell the split. Paths are relative to
   the folder or its sub-folder `images`, and may lack .jpg or .png. Labels are
   numbered in sorted order (as numbers, if all are) over all the lists.
 
   Args:
-    place: the folder.
+    place: the folder, or one table; without a column of splits it is 'train'.
     split: name of the list; 'train+val' is one after the other.
     data_dir: unused.
     canvas: (height, width), or None.
@@ -48,12 +50,12 @@ def open_split(
   for part in split.split('+'):
     name = splits.match(part, tuple(lists))
     if name is None:
-      listed = ', '.join(lists) or 'no .txt file'
+      listed = ', '.join(lists) or f'no {", ".join(_KINDS)} file'
       raise UserError(
         f'file lists in {str(root)!r}: no split {part!r}; there is {listed}'
       )
-    lines += _read(lists[name])
-  every = [label for path in lists.values() for _, label in _read(path)]
+    lines += lists[name]
+  every = [label for each in lists.values() for _, label in each]
   names = sorted({x for x in every if x}, key=_order(every))
   number = {name: k for k, name in enumerate(names)}
   labelled = [bool(label) for _, label in lines]
@@ -62,14 +64,16 @@ def open_split(
     raise UserError(f'file list {split!r} in {str(root)!r} {what}')
   labels = [number.get(label, -1) for _, label in lines]
 
+  folder_of_lists = root.parent if root.is_file() else root
+
   def where(i: int) -> str:
     path = lines[i][0]
     for folder in _FOLDERS:
       for ending in _ENDINGS:
-        file = root / folder / f'{path}{ending}'
+        file = folder_of_lists / folder / f'{path}{ending}'
         if file.is_file():
           return str(file)
-    return os.path.join(root, path)
+    return os.path.join(folder_of_lists, path)
 
   def read(i: int) -> tuple[bytes, int]:
     with open(where(i), 'rb') as file:
@@ -89,9 +93,26 @@ def open_split(
   )
 
 
-def _lists(root: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Split -> its file."""
-  return {path.stem: path for path in sorted(root.glob('*.txt'))}
+def _lists(root: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
+  """Split -> (path, label or '') of each line."""
+  alone = root.is_file()
+  files = [root] if alone else sorted(root.glob('*'))
+  lists = {}
+  for file in files:
+    if file.suffix == '.txt':
+      rows = [(path, label, '') for path, label in _read(file)]
+    elif file.suffix in tables.ENDINGS:
+      rows = tables.read(file)
+    elif alone:
+      raise UserError(f'list {str(root)!r} is no {", ".join(_KINDS)} file')
+    else:
+      continue
+    default = 'train' if alone else file.stem
+    if not rows:
+      lists[default] = []
+    for path, label, split in rows:
+      lists.setdefault(split or default, []).append((path, label))
+  return lists
 
 
 def _read(path: pathlib.Path) -> list[tuple[str, str]]:

@@ -27,7 +27,8 @@ class Pipeline:
   """`pipeline[step]` is this process's part of the batch of that step.
 
   The stream of images is one shuffle of the source after another, so each
-  image comes exactly once in every len(source) consecutive rows. Process r of
+  image comes exactly once in every len(source) consecutive rows; of a mixture,
+  the streams of its parts are interleaved by their shares. Process r of
   n holds the r-th block of B/n rows of the global batch: the blocks put one
   after another are, row for row, the batch of a single process.
 
@@ -62,22 +63,12 @@ class Pipeline:
     Raises:
       UserError: the processes can't share the batch equally.
     """
-    # grain orders positions only; reading stays ours, so that an unreadable
-    # image can be replaced and several threads read the rows of one batch.
-    import grain
-
     rows = _local_rows(batch_size, process_count)
     self._reader = _Reader(
       source, max_unreadable, unreadable_log, substitute=True
     )
     self._workers = workers
-    self._order = (
-      grain.MapDataset.range(len(source))
-      .seed(seed)
-      .shuffle()
-      .repeat()
-      .batch(rows)
-    )
+    self._order = _order(source, seed).batch(rows)
     self._process = process_index, process_count
 
   def _indices(self, step: int) -> np.ndarray:
@@ -295,6 +286,25 @@ class _Reader:
       file.seek(0)
       if line not in file.read():
         file.write(line + f'{error}\n'.encode(errors='backslashreplace'))
+
+
+def _order(source: Source, seed: int):
+  """The endless stream of positions in a source, a grain.MapDataset."""
+  # grain orders positions only; reading stays ours, so that an unreadable
+  # image can be replaced and several threads read the rows of one batch.
+  import grain
+
+  if source.part is None:
+    return grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+  streams = []
+  for k in range(len(source.shares)):
+    rows = np.flatnonzero(source.part == k)
+    if not len(rows):
+      raise UserError(f'{source.name}: nothing is left of its part {k + 1}')
+    # Parts of one size must not be shuffled alike.
+    own = int(np.random.SeedSequence((seed, k)).generate_state(1)[0])
+    streams.append(grain.MapDataset.source(rows).seed(own).shuffle().repeat())
+  return grain.MapDataset.mix(streams, weights=source.shares)
 
 
 def _local_rows(batch_size: int, process_count: int) -> int:

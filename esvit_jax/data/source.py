@@ -35,6 +35,8 @@ class Source:
     scale: of images deeper than 8 bits.
     upright: whether the orientation that files tell (EXIF) is applied.
     notes: what a person should know of it, a line each.
+    part: of a mixture, which of its sources an image is of, i32[count].
+    shares: of a mixture, the share of each source in what is trained on.
   """
 
   name: str
@@ -53,6 +55,8 @@ class Source:
   scale: depth.Scale = depth.OPEN
   upright: bool = False
   notes: tuple[str, ...] = ()
+  part: np.ndarray | None = None
+  shares: tuple[float, ...] = ()
 
   @property
   def label_shape(self) -> tuple[int, ...]:

@@ -44,6 +44,7 @@ def subset(source: Source, indices: Sequence[int], what: str) -> Source:
     labels=None if source.labels is None else source.labels[indices],
     label_bytes=source.label_bytes * len(indices) // len(source),
     segmentation=segmentation,
+    part=None if source.part is None else source.part[indices],
   )
 
 
