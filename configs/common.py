@@ -15,7 +15,7 @@ def base() -> ConfigDict:
   c.placement = 'replicated'  # or 'fsdp': split state over devices
 
   c.data = ConfigDict()
-  c.data.source = 'tfds:imagenet2012'  # 'embedded', 'folder:PATH', 'tfds:NAME'
+  c.data.source = 'tfds:imagenet2012'  # or 'folder:PATH', ...: data.KNOWN
   c.data.split = 'train'
   c.data.test_split = 'auto'  # to judge on; 'held_out': of train; '': none
   c.data.label_fraction = 1.0  # train on this share of each class

@@ -10,8 +10,9 @@ import tifffile
 from PIL import Image, ImageOps
 
 from esvit_jax import data
-from esvit_jax.data import __main__ as statistics
+from esvit_jax.data import __main__ as command
 from esvit_jax.data import decode, depth, formats, headers
+from esvit_jax.data.statistics import statistics
 from esvit_jax.errors import UserError
 
 CANVAS = (64, 64)
@@ -201,7 +202,7 @@ def test_any_number_of_bands(tmp_path, bands, dtype, planar):
   if bands == 5:
     with pytest.raises(UserError, match=r'set data\.channels=5'):
       first(folder, 3)
-  values = statistics.statistics(data.open_source(config))
+  values = statistics(data.open_source(config))
   assert values.shape == (2, bands)
   np.testing.assert_allclose(
     values[0], 0.5 / np.arange(1, bands + 1), atol=0.01
@@ -262,9 +263,9 @@ def test_photographs_stand_upright(tmp_path, orientation, kind):
 
 
 def test_statistics_as_fields(capsys):
-  assert statistics.main(['embedded', '--channels=1']) == 0
+  assert command.main(['stats', 'embedded', '--channels=1']) == 0
   assert '--config.data.mean=0.287' in capsys.readouterr().out
-  assert statistics.main(['folder:']) == 2
+  assert command.main(['stats', 'folder:']) == 2
 
 
 def test_files_of_16_bits_without_a_rule_keep_their_own():

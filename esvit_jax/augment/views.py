@@ -367,7 +367,7 @@ def multi_crop(
     raise UserError(
       f'mean and std have {len(mean)} and {len(std)} numbers but the images '
       f'have {C} channels; give one per channel: python -m esvit_jax.data '
-      f'SOURCE --channels={C} computes them'
+      f'stats SOURCE --channels={C} computes them'
     )
 
   all_views = [view for group in groups for view in group.views]

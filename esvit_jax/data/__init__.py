@@ -89,6 +89,7 @@ __all__ = [
   'open_source',
   'open_videos',
   'sample',
+  'split_names',
   'spread',
   'subsample',
   'subset',
@@ -177,6 +178,16 @@ def open_pair(config: Mapping[str, Any]) -> tuple[Source, Source | None]:
       except UserError as e:
         raise UserError(f"{e}; data.test_split='' trains without it") from e
   return train, None
+
+
+def split_names(source: str, data_dir: str | None = None) -> tuple[str, ...]:
+  """The splits of a source.
+
+  Raises:
+    UserError: the source does not exist.
+  """
+  module, place = _parse(source)
+  return module.split_names(place, data_dir or None)
 
 
 def _parse(source: str) -> tuple[ModuleType | mixture.Mixture, str]:

@@ -10,7 +10,7 @@ from esvit_jax.data.source import Source
 from esvit_jax.errors import UserError
 
 _ENDINGS = ('', '.jpg', '.jpeg', '.png')
-_KINDS = ('.txt', *tables.ENDINGS)
+_TABLES = ', '.join(tables.ENDINGS)
 _FOLDERS = ('', 'images')
 
 
@@ -50,7 +50,7 @@ def open_split(
   for part in split.split('+'):
     name = splits.match(part, tuple(lists))
     if name is None:
-      listed = ', '.join(lists) or f'no {", ".join(_KINDS)} file'
+      listed = ', '.join(lists) or f'no .txt file and no table ({_TABLES})'
       raise UserError(
         f'file lists in {str(root)!r}: no split {part!r}; there is {listed}'
       )
@@ -104,7 +104,9 @@ def _lists(root: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
     elif file.suffix in tables.ENDINGS:
       rows = tables.read(file)
     elif alone:
-      raise UserError(f'list {str(root)!r} is no {", ".join(_KINDS)} file')
+      raise UserError(
+        f'list {str(root)!r} is no .txt file and no table ({_TABLES})'
+      )
     else:
       continue
     default = 'train' if alone else file.stem

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from esvit_jax.data import cache, shards, splits
-from esvit_jax.data.formats import Unreadable
 from esvit_jax.data.progress import Progress
 from esvit_jax.data.source import Source
+from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
 
 _ENDINGS = ('.parquet',)

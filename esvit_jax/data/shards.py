@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from esvit_jax.data import splits
-from esvit_jax.data.formats import Unreadable
+from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
 
 LARGEST = 2**28  # bytes of one encoded image in an archive

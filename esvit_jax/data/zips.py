@@ -4,9 +4,9 @@ import os
 import zipfile
 
 from esvit_jax.data import layout, shards
-from esvit_jax.data.formats import Unreadable
 from esvit_jax.data.members import Members, links_note
 from esvit_jax.data.source import Source
+from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
 
 
