@@ -52,6 +52,12 @@ def run(args: argparse.Namespace) -> None:
     notes += writing.remarks(weights, which)
   for note in notes:
     print(note)
+  if single and (reason := writing.unbuildable(weights)):
+    notes.append(reason)
+    print(
+      f'WARNING: {reason}: {args.out} loads here, and in no published Swin',
+      file=sys.stderr,
+    )
   if random := weights.about.get('random'):
     text = tables.listed('backbone arrays are RANDOM', random)
     print(f'WARNING: {text}: no evaluation takes it', file=sys.stderr)

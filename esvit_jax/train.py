@@ -28,7 +28,7 @@ from esvit_jax.run.signals import StopRequest
 from esvit_jax.weights import networks
 from esvit_jax.workdir import health, provenance
 from esvit_jax.workdir.checkpoint import Checkpoints
-from esvit_jax.workdir.metrics import Metrics
+from esvit_jax.workdir.metrics import PERCENT, Metrics
 from esvit_jax.workdir.terminal import Progress, duration
 
 FIRST_STEPS = 10  # after these, the time of the run can be told
@@ -113,7 +113,11 @@ def _train(
     evaluation = Evaluation(job, directory, progress.say)
     if out is not None and first < steps:
       record = os.path.join(directory, 'run.json')
-      about = {'chance': job.method.chance, 'network': job.method.network}
+      about = {
+        'chance': job.method.chance,
+        'network': job.method.network,
+        'units': PERCENT,
+      }
       about |= startup.settings()
       workdir.write_json(record, provenance.record() | about)
     if damaged:

@@ -179,3 +179,22 @@ def test_a_full_disk_costs_no_line(tmp_path, capfd):
   assert [x['step'] for x in lines(tmp_path)] == [1, 2, 3, 4]
   (line,) = capfd.readouterr().err.splitlines()
   assert 'No space left on device' in line
+
+
+@pytest.mark.parametrize(
+  ('record', 'values', 'percent'),
+  [
+    ({}, [0.25, None, 0.5], [25, None, 50]),
+    ({'units': 'percent'}, [0.25, None, 0.5], [0.25, None, 0.5]),
+    ({}, [0.25, None, 50], [0.25, None, 50]),
+  ],
+)
+def test_shares_of_older_runs_become_percent(tmp_path, record, values, percent):
+  (tmp_path / 'run.json').write_text(json.dumps(record))
+  name = 'train/contrast_accuracy'
+  lines = [json.dumps({'step': i, name: x}) for i, x in enumerate(values)]
+  (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+  for _ in range(2):  # a resumed run writes them anew, once
+    read = Metrics(os.fspath(tmp_path), resumed=9)
+    read.close()
+    assert [line[name] for line in read.history] == percent

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from esvit_jax import optim, sharding
 from esvit_jax.errors import UserError
-from esvit_jax.evals import heads, probe
+from esvit_jax.evals import finite, heads, probe
 from esvit_jax.evals.heads import Recipe
 
 SET = Path(__file__).parent.parent / 'esvit_jax/data/fashion_mnist.npz'
@@ -254,3 +254,16 @@ def test_what_cannot_be_probed_is_said_in_a_line(call, says):
   with pytest.raises(UserError, match=says) as e:
     call(*blobs(64))
   assert '\n' not in str(e.value)
+
+
+def test_a_stream_leaves_out_what_is_not_finite():
+  x = np.arange(8.0).reshape(4, 2)
+  x[[1, 2]] = np.nan, np.inf
+  batch = {'x': x}, np.arange(4), np.array([7, 8, 9, 5])
+  stream = finite.Stream([batch, batch], 1000)
+  for features, labels in stream:
+    assert labels.tolist() == [0, 3, 0, 3]
+    assert features['x'][:, 0].tolist() == [0, 6, 0, 6]
+  assert stream.bad == {8, 9}
+  with pytest.raises(UserError, match='2 of 20 training images are not finite'):
+    next(iter(finite.Stream([batch], 20)))

@@ -27,6 +27,7 @@ from esvit_jax.errors import UserError
 from esvit_jax.protocols import fixed, suites
 from esvit_jax.protocols import layers as layers_protocol
 from esvit_jax.protocols import prepare as prepare_setup
+from esvit_jax.protocols import probe as probe_protocol
 from esvit_jax.workdir import metrics
 
 
@@ -143,6 +144,26 @@ def test_probe_chooses_among_heads(run_dir, tmp_path, augment):
   assert len(written['figures']['table']) == 8
   held_out = [row['held_out'] for row in figures['table']]
   assert held_out == sorted(held_out, reverse=True)
+
+
+def test_crops_without_finite_features_are_counted(
+  run_dir, tmp_path, monkeypatch
+):
+  crops = probe_protocol._crops
+  config = of(probe, run_dir)
+  config.probe.lrs, config.probe.blocks = (0.1,), (1,)
+  config.probe.epochs, config.probe.batch = 2, 32
+  config.probe.augment = True
+
+  def broken(*args):
+    for x, y, index in crops(*args):
+      bad = np.isin(index, [3, 70])[:, None]
+      yield {k: np.where(bad, np.nan, a) for k, a in x.items()}, y, index
+
+  monkeypatch.setattr(probe_protocol, '_crops', broken)
+  figures, _, _ = evaluated(config, tmp_path)
+  assert figures['non_finite'] == 2
+  assert figures['top1'] > 10
 
 
 def test_fine_tuning_starts_from_the_backbone(run_dir, tmp_path):

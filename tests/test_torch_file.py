@@ -6,6 +6,7 @@ test_torch_pickle.py.
 
 import functools
 import os
+import pathlib
 import pickle
 import struct
 import zipfile
@@ -16,6 +17,8 @@ import pytest
 import torch_writer as writer
 
 from esvit_jax.weights.torch.file import read
+
+TORCH = pathlib.Path(__file__).parent / 'goldens' / 'torch'
 
 
 @pytest.fixture
@@ -53,6 +56,43 @@ def test_reads_everything_a_checkpoint_holds(save, tmp_path, protocol):
     assert found['seen'] is True
     for name in ('rng', 'columns'):
       np.testing.assert_array_equal(found[name], tree[name], strict=True)
+
+
+@pytest.mark.parametrize('name', ['legacy', 'zip'])
+def test_reads_what_torch_itself_has_written(name):
+  tree = read(TORCH / f'{name}.pth')
+  arrays = tree['state_dict']
+  expected = {
+    '0.weight': np.float32(
+      [
+        [-0.0043181954, 0.30940613, -0.47471017],
+        [-0.4244697, -0.2221466, 0.15466590],
+      ]
+    ),
+    '0.bias': np.float32([-0.011427705, 0.45731717]),
+    '1.weight': np.float32([0.999, 0.999]),
+    '1.bias': np.float32([-0.1, -0.1]),
+    '1.running_mean': np.float32([-0.018123118, -0.003466791]),
+    '1.running_var': np.float32([0.9, 0.9]),
+    '1.num_batches_tracked': np.int64(1),
+    'view': np.float32([[1, 2], [5, 6], [9, 10]]),
+    'transposed': np.arange(12, dtype=np.float32).reshape(3, 4).T,
+    'half': np.float16([0.5, -1.5]),
+    'scalar': np.int64(7),
+    'parameter': np.ones(2, np.float32),
+  }
+  assert list(arrays) == list(expected)
+  for key, value in expected.items():
+    assert arrays[key].dtype == value.dtype
+    np.testing.assert_allclose(arrays[key], value, rtol=1e-6)
+  assert tree['epoch'] == 3 and tree['args'] == {'arch': 'tiny', 'lr': 0.1}
+
+
+def test_reads_old_files_of_a_newer_protocol():
+  arrays = read(TORCH / 'legacy_protocol4.pth')
+  bias = np.float32([-0.41928163, 0.43711239])
+  np.testing.assert_allclose(arrays['bias'], bias, rtol=1e-6)
+  assert arrays['weight'].shape == (2, 2)
 
 
 @pytest.mark.parametrize('code', writer.KINDS)

@@ -1,6 +1,6 @@
 """Features that are not finite: counted, left out, refused where many."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -51,6 +51,41 @@ def refuse_many(bad: int, count: int, what: str = 'the') -> None:
 def take(x, rows: np.ndarray):
   """Those rows; `x` itself, which may be in a file, where it is all."""
   return x if rows.all() else np.asarray(x)[rows]
+
+
+class Stream:
+  """Batches of features in which finite rows stand for those that are not.
+
+  Attributes:
+    bad: images of which features were not finite.
+  """
+
+  def __init__(self, batches: Iterable, count: int):
+    """
+    Args:
+      batches: of (features by name f[B, D], labels of B images, their index).
+      count: images in all.
+    """
+    self.bad, self._batches, self._count = set(), batches, count
+
+  def __iter__(self) -> Iterator:
+    """(features, labels) of each batch.
+
+    Raises:
+      UserError: as `finite_rows`.
+    """
+    for x, y, index in self._batches:
+      finite = [np.isfinite(array).all(1) for array in x.values()]
+      rows = np.all(finite, 0)
+      if not rows.all():
+        self.bad.update(np.asarray(index)[~rows].tolist())
+        refuse_many(len(self.bad), self._count, 'training')
+        if not rows.any():
+          continue
+        kept = np.resize(np.flatnonzero(rows), len(rows))
+        at = np.where(rows, np.arange(len(rows)), kept)
+        x, y = {name: array[at] for name, array in x.items()}, y[at]
+      yield x, y
 
 
 def only_finite(train_x, train_y, test_x, test_y):

@@ -13,6 +13,7 @@ import numpy as np
 from esvit_jax import augment, data, evals, sharding
 from esvit_jax.errors import UserError
 from esvit_jax.evals import heads, probe, scores
+from esvit_jax.evals.finite import Stream, counted
 from esvit_jax.models.backbone import Features
 from esvit_jax.protocols import baselines
 from esvit_jax.protocols.setup import Result, Setup, prepare, require_test
@@ -86,8 +87,9 @@ def _streamed(setup: Setup, recipe: heads.Recipe, test) -> probe.Sweep:
     held = _read(setup, held_out)
   size = min(recipe.batch_size, len(source))
   size = max(size // setup.mesh.size, 1) * setup.mesh.size
-  return probe.sweep(
-    _crops(setup, source, size),
+  stream = Stream(_crops(setup, source, size), len(source))
+  sweep = probe.sweep(
+    stream,
     len(source) // size,
     len(setup.train.classes),
     held,
@@ -97,10 +99,16 @@ def _streamed(setup: Setup, recipe: heads.Recipe, test) -> probe.Sweep:
     c.seed,
     setup.mesh,
   )
+  left_out = sweep.figures.pop('non_finite', 0) + len(stream.bad)
+  return sweep._replace(figures=counted(sweep.figures, left_out))
 
 
-def _crops(setup: Setup, source, size: int) -> Iterator[heads.Labelled]:
-  """Batches of features of random resized crops, flipped or not, for ever."""
+def _crops(setup: Setup, source, size: int) -> Iterator[tuple]:
+  """Batches of features of random resized crops, flipped or not, for ever.
+
+  Yields:
+    Features by name, labels, and which images they are.
+  """
   c = setup.config
   group = augment.view_groups(
     {'crop': {'size': c.size, 'bilinear': 1.0, 'flip': 0.5 * c.probe.flip}}
@@ -131,4 +139,4 @@ def _crops(setup: Setup, source, size: int) -> Iterator[heads.Labelled]:
     for step, local in enumerate(feed):
       batch = sharding.global_batch(setup.mesh, local)
       outputs = features({'step': np.uint32(step), 'images': batch})
-      yield jax.device_get((outputs, batch['label']))
+      yield jax.device_get((outputs, batch['label'], batch['index']))

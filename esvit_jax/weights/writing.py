@@ -118,12 +118,27 @@ def remarks(weights: Weights, which: str = AUTO) -> list[str]:
       f'({parts}): the arrays have names of our own'
     )
   if isinstance(module, Swin):
-    lines += _constructor(module)
+    text, fitting = _constructor(module)
+    if fitting:
+      lines.append(f'{text}: build it there with img_size={fitting}')
   return lines
 
 
-def _constructor(module: Swin) -> list[str]:
-  """Whether the published constructor builds these windows and shifts."""
+def unbuildable(weights: Weights) -> str:
+  """Why no published constructor builds this network; '' where one does."""
+  if not isinstance(weights.backbone, Swin):
+    return ''
+  text, fitting = _constructor(weights.backbone)
+  return f'{text}, and no img_size gives these' if text and not fitting else ''
+
+
+def _constructor(module: Swin) -> tuple[str, int | None]:
+  """How the windows of the published constructor differ, and what mends it.
+
+  Returns:
+    ('', None) where it builds the same windows and shifts, else a text and the
+    img_size with which it does, or None.
+  """
 
   def published_windows(image_size):
     sides = [image_size // module.patch // 2**i for i in stages]
@@ -138,14 +153,11 @@ def _constructor(module: Swin) -> list[str]:
     for i in stages
   ]
   if published_windows(module.image_size) == ours:
-    return []
+    return '', None
   text = (
     f'the published Swin with img_size={module.image_size} builds windows of '
     f'{[w for w, _ in published_windows(module.image_size)]} tokens, not '
     f'{[w for w, _ in ours]}'
   )
   sizes = range(module.patch, 2049, module.patch)
-  fitting = next((s for s in sizes if published_windows(s) == ours), None)
-  if fitting:
-    return [f'{text}: build it there with img_size={fitting}']
-  return [f'{text}, and no img_size gives these: the file loads here only']
+  return text, next((s for s in sizes if published_windows(s) == ours), None)

@@ -17,6 +17,9 @@ SCORES = {
   'probe': 'probe',
   'accuracy': 'accuracy',
 }
+# As run.json says of the figures beside it. Runs that do not say so may have
+# written accuracies of contrast as shares of 1.
+PERCENT = 'percent'
 NETWORKS = {
   'teacher': 'teacher',
   'student': 'student',
@@ -151,7 +154,23 @@ def read(path: str) -> list[dict]:
       raise UserError(
         f'line {number} of {path} is no JSON object with a step; remove it'
       ) from e
-  return lines
+  return _in_percent(lines, os.path.dirname(path))
+
+
+def _in_percent(lines: list[dict], directory: str) -> list[dict]:
+  """Figures in percent, also those that older runs wrote as shares of 1."""
+  name, record = 'train/contrast_accuracy', os.path.join(directory, 'run.json')
+  values = [line[name] for line in lines if line.get(name) is not None]
+  if not values or max(values) > 1 or not os.path.exists(record):
+    return lines
+  with contextlib.suppress(OSError, ValueError):
+    with open(record, encoding='utf-8') as f:
+      if json.load(f).get('units') == PERCENT:
+        return lines
+  return [
+    line | {name: 100 * line[name]} if line.get(name) is not None else line
+    for line in lines
+  ]
 
 
 def last(lines: Sequence[Mapping], name: str) -> float | None:

@@ -45,7 +45,7 @@ def read(path: str | os.PathLike) -> dict:
   """
   try:
     data = _map(path)
-    if legacy.recognised(data[:16]):
+    if legacy.recognised(data[:32]):
       tree = legacy.read(data, _GROWTH * len(data) + _SLACK)
     else:
       archive = _Archive(data)

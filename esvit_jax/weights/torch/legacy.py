@@ -25,7 +25,7 @@ _PICKLES = 32 << 20  # bytes of all pickles
 
 def recognised(head: bytes) -> bool:
   """Whether a file that starts like this is one."""
-  return head[:2] == b'\x80\2' and _MAGIC[:8] in head[:16]
+  return head[:1] == b'\x80' and head[1:2] <= b'\5' and _MAGIC in head
 
 
 def read(data: mmap.mmap, room: int):
