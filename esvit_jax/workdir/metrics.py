@@ -163,10 +163,9 @@ def _in_percent(lines: list[dict], directory: str) -> list[dict]:
   values = [line[name] for line in lines if line.get(name) is not None]
   if not values or max(values) > 1 or not os.path.exists(record):
     return lines
-  with contextlib.suppress(OSError, ValueError):
-    with open(record, encoding='utf-8') as f:
-      if json.load(f).get('units') == PERCENT:
-        return lines
+  with open(record, encoding='utf-8', errors='replace') as f:
+    if f'"units": "{PERCENT}"' in f.read():
+      return lines
   return [
     line | {name: 100 * line[name]} if line.get(name) is not None else line
     for line in lines
