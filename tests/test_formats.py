@@ -59,6 +59,20 @@ def test_deep_colour(tmp_path, ending):
   assert np.abs(found - image * 255 / 4095).max() <= 1
 
 
+@pytest.mark.parametrize('bands', [1, 3])
+@pytest.mark.parametrize('bits', [8, 12, 16])
+def test_deep_jpeg_2000(tmp_path, bands, bits):
+  image = np.round(np.stack([RAMP] * bands, -1) * (2**bits - 1))
+  image = image.astype(np.uint8 if bits == 8 else np.uint16).squeeze()
+  record = imagecodecs.jpeg2k_encode(
+    image, level=0, bitspersample=bits, codecformat='jp2'
+  )
+  (tmp_path / 'a.jp2').write_bytes(record)
+  source, found = first(tmp_path, bands)
+  assert np.abs(found - 255 * RAMP[..., None]).max() <= 1
+  assert bool(source.notes) == (bits > 8)
+
+
 @pytest.mark.parametrize(
   ('low', 'high', 'limits'),
   [

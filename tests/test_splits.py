@@ -45,6 +45,20 @@ def pair(root, **config):
     (('bus', 'car', 'train'), (9, ['bus', 'car', 'train']), None),
     (('x/train/a', 'x/train/b', 'x/test/a'), (6, ['a', 'b']), ('test', 3)),
     (('x/y/train/a', 'x/y/train/b'), (6, ['a', 'b']), None),
+    # archives of one split each, annotations beside, images without a label
+    (
+      ('train/train/a', 'train/train/b', 'test/test/a'),
+      (6, ['a', 'b']),
+      ('test', 3),
+    ),
+    (
+      ('images/train/a', 'images/train/b', 'images/val/a', 'labels/t.txt'),
+      (6, ['a', 'b']),
+      ('val', 3),
+    ),
+    (('train/a', 'train/b', 'unlabelled'), (6, ['a', 'b']), None),
+    (('trainval/a', 'trainval/b', 'test/a'), (6, ['a', 'b']), ('test', 3)),
+    (('train/x/a', 'car/x/a', 'bus/x/a'), (9, ['bus', 'car', 'train']), None),
     (('x/a', 'x/b'), (6, None), None),
     (('a', 'b'), (6, ['a', 'b']), None),
   ],
@@ -81,6 +95,17 @@ def test_what_is_left_over_is_said(tmp_path):
 def test_a_class_with_the_name_of_a_split_is_said(tmp_path):
   (note,) = pair(tree(tmp_path, 'bus', 'train'))[0].notes
   assert note.startswith('train: read as a class')
+
+
+def test_folders_that_look_like_splits_or_double_them_are_said(tmp_path):
+  train, _ = pair(tree(tmp_path / 'a', 'train2017', 'val2017'))
+  assert train.classes == ['train2017', 'val2017']
+  assert 'if they are splits' in train.notes[0]
+  train, _ = pair(tree(tmp_path / 'b', 'train/a', 'train/b', 'Train/a'))
+  assert 'there is Train, which is another split' in train.notes[0]
+  root = tree(tmp_path / 'c', 'train/a', 'train/b')
+  _, test = pair(root, test_split='Training')
+  assert 'judged on the images that it trains on' in test.notes[-1]
 
 
 def test_a_split_that_may_be_several_is_asked_for(tmp_path):

@@ -166,7 +166,12 @@ def open_pair(config: Mapping[str, Any]) -> tuple[Source, Source | None]:
     return hold_out(train)
   config = {**config, 'canvas': train.canvas}
   if split != 'auto':
-    test = open_source(config, split, train.scale) if split else None
+    if not split:
+      return train, None
+    test = open_source(config, split, train.scale)
+    if test.split == train.split:
+      note = f'judged on the images that it trains on, split {test.split!r}'
+      test = dataclasses.replace(test, notes=(*test.notes, note))
     return train, test
   module, place = _parse(config['source'])
   names = module.split_names(place, config.get('data_dir') or None)

@@ -1,5 +1,6 @@
 """Image files of any format, depth and number of bands -> arrays."""
 
+import functools
 import importlib.util
 import io
 from collections.abc import Callable
@@ -17,6 +18,8 @@ ENDINGS = (
 )
 HEIF = ('heic', 'heif')  # with pillow-heif
 JPEG = b'\xff\xd8'
+# Start of a codestream, and of the segment that tells its size and depth.
+JPEG2000 = b'\xff\x4f\xff\x51'
 PNG = b'\x89PNG\r\n\x1a\n'
 TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 # Of TIFFs: no grey and no red, green and blue.
@@ -43,11 +46,13 @@ class Header(NamedTuple):
   range: tuple[float, float] | None = None
 
 
+@functools.cache
 def endings() -> tuple[str, ...]:
   """Lower-case endings of the files that are read here."""
   return ENDINGS + (HEIF if _has_heif() else ())
 
 
+@functools.cache
 def _has_heif() -> bool:
   return importlib.util.find_spec('pillow_heif') is not None
 
@@ -143,6 +148,10 @@ def deep(record: bytes, channels: int) -> np.ndarray | None:
       return imagecodecs.png_decode(record)
     if record[:4] in TIFF:
       return _tiff(record, channels)
+    if _jpeg2000_bits(record) > 8:
+      import imagecodecs
+
+      return imagecodecs.jpeg2k_decode(record)
     if record[:2] == JPEG:
       return None
     with open_image(record) as image:
@@ -151,6 +160,13 @@ def deep(record: bytes, channels: int) -> np.ndarray | None:
   except Exception as error:  # decoders raise whatever they like
     raise Unreadable(error) from error
   return None
+
+
+def _jpeg2000_bits(record: bytes) -> int:
+  """Bits of the first band; 0 where it is no JPEG 2000."""
+  start = record[:1024].find(JPEG2000)
+  bits = record[start + 42 : start + 43]
+  return (bits[0] & 127) + 1 if start >= 0 and bits else 0
 
 
 def _tiff(record: bytes, channels: int) -> np.ndarray | None:

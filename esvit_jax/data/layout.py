@@ -53,25 +53,48 @@ def layout(tree: Tree) -> Layout:
   """Tells splits from classes.
 
   Sub-folders named as splits are splits if no other sub-folder holds images,
-  or if there is one for training and one to judge on. All may lie below one
-  folder, as archives unpack. A class may so be called `train`.
+  if there is one for training and one to judge on, or if one of them is
+  divided into classes and none of the others is. All may lie below one folder,
+  as archives unpack, and so may the images of a split. A class may so be
+  called `train`.
   """
   inner = ''
   while True:
-    names = _folders(tree, inner)
-    named = {name: _join(inner, name) for name in names if splits.kind(name)}
-    stray = tuple(
-      name
-      for name in names
-      if name not in named and _holds_images(tree, _join(inner, name))
-    )
-    kinds = {splits.kind(name) for name in named}
-    if named and (not stray or (len(kinds) > 1 and 'train' in kinds)):
-      return Layout(inner, named, stray)
-    files = (name for name, is_folder in tree.entries(inner) if not is_folder)
-    if len(names) != 1 or any(map(_is_image, files)):
+    folders = _folders(tree, inner)
+    named = {name: _join(inner, name) for name in folders if splits.kind(name)}
+    holding = [x for x in folders if _holds_images(tree, _join(inner, x))]
+    stray = tuple(name for name in holding if name not in named)
+    if named and _are_splits(tree, inner, named, stray):
+      tops = {name: _unpacked(tree, top) for name, top in named.items()}
+      return Layout(inner, tops, stray)
+    if len(holding) != 1 or _has_images(tree, inner):
       return Layout('', {'train': ''})
-    inner = _join(inner, names[0])
+    inner = _join(inner, holding[0])
+
+
+def _are_splits(tree: Tree, inner: str, named: dict, stray: tuple) -> bool:
+  kinds = {splits.kind(name) for name in named}
+  if not stray or (len(kinds) > 1 and 'train' in kinds):
+    return True
+  others = (_join(inner, name) for name in stray)
+  return any(_is_divided(tree, top) for top in named.values()) and not any(
+    _is_divided(tree, top) for top in others
+  )
+
+
+def _is_divided(tree: Tree, top: str) -> bool:
+  """Whether all images lie in sub-folders, and these are several."""
+  return len(_classes(tree, top)) > 1 and not _has_images(tree, top)
+
+
+def _unpacked(tree: Tree, top: str) -> str:
+  """`train/train` for `train`, as archives of one split each unpack."""
+  classes = _classes(tree, top)
+  if len(classes) == 1 and not _has_images(tree, top):
+    (name,) = classes
+    if splits.kind(name):
+      return _unpacked(tree, _join(top, name))
+  return top
 
 
 def open_tree(
@@ -117,6 +140,7 @@ def open_tree(
     classes, labels = None, [-1] * len(paths)
   notes = [*tree.notes, *_skipped(skipped)]
   notes += _left_out(os.path.join(tree.path, root).rstrip('/'), stray)
+  notes += _not_taken(split, folders)
   if classes:
     notes += _unlabelled(paths, labels)
     notes += _odd_classes(classes, classes_of[split], where_top)
@@ -179,6 +203,13 @@ def _left_out(root: str, stray: tuple[str, ...]) -> Iterator[str]:
     )
 
 
+def _not_taken(split: str, folders: dict) -> Iterator[str]:
+  kind = splits.kind(split)
+  alike = [x for x in folders if x != split and splits.kind(x) == kind]
+  if alike:
+    yield f'beside {split} there is {", ".join(alike)}, which is another split'
+
+
 def _unlabelled(paths: list[str], labels: list[int]) -> Iterator[str]:
   bare = [path for path, label in zip(paths, labels) if label < 0]
   if bare:
@@ -191,7 +222,13 @@ def _unlabelled(paths: list[str], labels: list[int]) -> Iterator[str]:
 
 def _odd_classes(classes: list, own: set, top: str) -> Iterator[str]:
   named = [name for name in classes if splits.kind(name)]
-  if named:
+  alike = [name for name in classes if splits.resembles(name)]
+  if len(alike) == len(classes):
+    yield (
+      f'{", ".join(alike)} are read as classes; if they are splits, name them '
+      'train and test'
+    )
+  elif named:
     yield f'{", ".join(named)}: read as a class, beside other class folders'
   lacking = sorted(set(classes) - own)
   if lacking:
@@ -212,6 +249,14 @@ def _classes(tree: Tree, top: str) -> set[str]:
   """Names of the sub-folders that hold images."""
   names = _folders(tree, top)
   return {name for name in names if _holds_images(tree, _join(top, name))}
+
+
+def _has_images(tree: Tree, folder: str) -> bool:
+  """Whether images lie in the folder itself."""
+  entries = tree.entries(folder)
+  return any(
+    _is_image(x) and visible(x) for x, is_folder in entries if not is_folder
+  )
 
 
 def _holds_images(tree: Tree, top: str) -> bool:

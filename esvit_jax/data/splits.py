@@ -1,12 +1,13 @@
 """Names of splits: one table for all sources."""
 
+import re
 from collections.abc import Sequence
 
 from esvit_jax.errors import UserError
 
 # kind -> how it is called, in any case
 NAMES = {
-  'train': ('train', 'training'),
+  'train': ('train', 'training', 'trainval'),
   'validation': ('validation', 'valid', 'val', 'dev'),
   'test': ('test', 'testing'),
 }
@@ -17,6 +18,11 @@ JUDGED = ('validation', 'test')
 def kind(name: str) -> str:
   """The key of NAMES that a name stands for, or ''."""
   return next((k for k, v in NAMES.items() if name.lower() in v), '')
+
+
+def resembles(name: str) -> bool:
+  """Whether a word of a name is one of a split, as in 'train2017'."""
+  return any(map(kind, re.findall('[a-z]+', name.lower())))
 
 
 def match(split: str, names: Sequence[str]) -> str | None:
