@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from esvit_jax.errors import UserError
-from esvit_jax.losses import prototypes, tiles
-from esvit_jax.losses.prototypes import Side
+from esvit_jax.losses import chunks, prototypes, tiles
+from esvit_jax.losses.prototypes import Match, Side
 
 GOLDEN = Path(__file__).parent / 'goldens/esvit/losses_synthetic.npz'
 VIEWS = (16, 16, 4, 4, 4)  # regions per view of the golden
@@ -103,8 +103,10 @@ def test_gradients_scale_with_what_comes_in(form):
   np.testing.assert_allclose(thrice, 3 * once, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('form', ['images', 'prototypes'])
-def test_bfloat16_stays_near_float32(form):
+@pytest.mark.parametrize(
+  'form, tolerance', [('images', 3e-3), ('prototypes', 0.01)]
+)
+def test_bfloat16_stays_near_float32(form, tolerance):
   args = example(B=8, K=300, P=64)
   value, *grads = value_and_grads(args, jnp.bfloat16, form=form, chunk=3)
   right, *right_grads = value_and_grads(args, form='plain')
@@ -112,15 +114,45 @@ def test_bfloat16_stays_near_float32(form):
   assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.float32]
   for g, r in zip(grads, right_grads):
     error = jnp.linalg.norm(g.astype(jnp.float32) - r) / jnp.linalg.norm(r)
-    assert error < 0.01
+    assert error < tolerance
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('length', [1e-3, 1.0, 1e4])
+def test_prototypes_of_any_length(dtype, length, monkeypatch):
+  """Their lengths may be learned; float16 ends at 65,504.
+
+  As on an accelerator, where maximum and sums are found in one pass.
+  """
+  student, teacher, match = example(B=4, K=300, P=64)
+  args = (
+    student._replace(prototypes=length * student.prototypes, temperature=0.1),
+    teacher._replace(prototypes=length * teacher.prototypes),
+    match,
+  )
+  # Rounded beforehand: logits as large as 10^5 would show nothing else.
+  tokens = jnp.asarray(student.tokens, dtype).astype(jnp.float32)
+  rounded = args[0]._replace(tokens=np.asarray(tokens)), *args[1:]
+  right, *right_grads = value_and_grads(rounded, form='plain')
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  value, *grads = value_and_grads(args, dtype, form='images', chunk=3)
+  tolerance = 1e-5 if dtype == jnp.float32 else 5e-3
+  assert abs(value - right) < (tolerance if length <= 1 else 1e-3) * right
+  if length <= 1:  # beyond it all is decided by the nearest two prototypes
+    for g, r in zip(grads, right_grads):
+      error = jnp.linalg.norm(g.astype(jnp.float32) - r) / jnp.linalg.norm(r)
+      assert error < tolerance
 
 
 @pytest.mark.parametrize('form', ['plain', 'images', 'prototypes'])
 def test_teacher_gets_no_gradient(form):
   student, teacher, match = example()
-  grads = jax.grad(
-    lambda *args: tiles.cross_entropy(student, *args, form=form), (0, 1)
-  )(teacher, match)
+
+  def loss(teacher, weights):
+    followed = match._replace(weights=weights)
+    return tiles.cross_entropy(student, teacher, followed, form=form)
+
+  grads = jax.grad(loss, (0, 1))(teacher, match.weights)
   assert not any(np.any(g) for g in jax.tree.leaves(grads))
 
 
@@ -138,7 +170,7 @@ def test_the_best_student_says_what_the_teacher_says(form):
   # The loss ends at the entropy of the teacher, where nothing pulls.
   rng = np.random.default_rng(1)
   u, w = unit(rng, 2, 2, 8), unit(rng, 30, 8)
-  match = np.broadcast_to(np.eye(2, dtype=np.float32) / 2, (2, 2, 2))
+  match = Match(np.tile([[0], [1]], (2, 1, 1)), np.full((2, 1), 0.5))
   teacher = Side(u, w, 0.1)
 
   def loss(u):
@@ -171,7 +203,7 @@ def compiled(form, w_split=False):
   args = example(B=64, views=(4, 4, 2, 2), K=1024, P=16)
   stored = split if w_split else whole
   side = Side(split, stored, whole, whole)
-  args = jax.device_put(args, (side, side, split))
+  args = jax.device_put(args, (side, side, Match(split, whole)))
 
   def loss(tokens, w_s, student, teacher, match):
     # Split prototypes are brought together before the scan, not in it.
@@ -268,6 +300,7 @@ def test_regions_find_their_own_copies():
   f_t = np.concatenate([rng.standard_normal((3, 5, 6)), f_t], 1)
   weights = np.full((8, 2), 1 / 16, np.float32)
   match, best = prototypes.matching(f, f_t, weights, (5, 8))
+  match = match.dense(13)
   np.testing.assert_array_equal(best[..., 1], np.argsort(order))
   np.testing.assert_allclose(match.sum(-1), 1 / 8)
   np.testing.assert_allclose(
@@ -284,6 +317,14 @@ def test_center_is_the_moving_mean_of_logits():
     0.9 * teacher.center + 0.1 * logits.mean((0, 1)),
     atol=1e-6,
   )
+
+
+@pytest.mark.parametrize(
+  'size, chunk, expected',
+  [(64, 13, (4, 16)), (64, 8, (8, 8)), (6, 4, (2, 3)), (37, 8, (5, 8))],
+)
+def test_chunks_divide_where_they_can(size, chunk, expected):
+  assert chunks.even(size, chunk) == expected
 
 
 def test_default_form_is_one_of_the_tiled():
@@ -334,7 +375,8 @@ def golden_parts():
       ),
     )
 
-  view = *sides('cls', ones, 'center'), np.broadcast_to(pairs, (3, 5, 2))
+  match = prototypes.view_matching(3, pairs)
+  view = *sides('cls', ones, 'center'), match
   match, _ = prototypes.matching(
     golden_input('s_fea', VIEWS),
     golden_input('t_fea', VIEWS[:2]),
@@ -384,15 +426,16 @@ def test_published_mixup_is_a_matching_across_images(form):
     rng = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
     mix = jax.nn.softmax(rng.standard_normal((B, B)).astype(np.float32))
     for q in range(2):
-      match[v, :, q] = pairs[0, v, q] * mix.T / B
+      match[v, :, q] = pairs.weights[v, q] * mix.T / B
   student, teacher = (
     x._replace(tokens=np.swapaxes(x.tokens, 0, 1).reshape(1, -1, 12))
     for x in (student, teacher)
   )
+  everyone = np.broadcast_to(np.arange(2 * B), (1, V * B, 2 * B))
   loss = tiles.cross_entropy(
     student,
     teacher,
-    match.reshape(1, V * B, 2 * B),
+    Match(everyone, match.reshape(1, V * B, 2 * B)),
     form=form,
     chunk=5,
   )

@@ -7,7 +7,7 @@ Of one image, in the notation of the code:
   q_i = sum_j A_ij p_j                            target of token i
   L   = mean over images of sum_i [ |q_i| lse(s_i) - <q_i, s_i> ]
 
-All that differs between losses is in A, the matching: which teacher token each
+All that differs between losses is in A, the matching: which teacher tokens each
 student token follows, and with what weight. The view loss follows views, the
 region loss the most similar region of every other view (arXiv 2106.09785,
 section 3.2). `tiles` computes the same without holding tokens x K.
@@ -40,6 +40,25 @@ class Side(NamedTuple):
   center: float | jax.Array = 0.0
 
 
+class Match(NamedTuple):
+  """The teacher tokens that each student token follows: A, row by row.
+
+  Attributes:
+    tokens: of the same image's teacher, i32[B, S, Q].
+    weights: of each, f32[B, S, Q] or the same for all images, f32[S, Q]; the
+      weight 0 follows none.
+  """
+
+  tokens: jax.Array
+  weights: jax.Array
+
+  def dense(self, teacher_tokens: int) -> jax.Array:
+    """A, f32[B, S, T]."""
+    rows = jax.nn.one_hot(self.tokens, teacher_tokens)  # B S Q T
+    weights = jnp.broadcast_to(self.weights, self.tokens.shape)
+    return jnp.einsum('bsq,bsqt->bst', weights, rows, precision='highest')
+
+
 def logits(side: Side) -> jax.Array:
   """(tokens W^T - center) / temperature, f32[B, N, K]."""
   scores = jnp.einsum(
@@ -52,18 +71,7 @@ def logits(side: Side) -> jax.Array:
   return (scores - center[None, None]) / side.temperature
 
 
-def cast(student: Side, teacher: Side) -> tuple[Side, Side]:
-  """Both sides with products in the dtype of the student's tokens."""
-  dtype = student.tokens.dtype
-  return tuple(
-    x._replace(
-      tokens=x.tokens.astype(dtype), prototypes=x.prototypes.astype(dtype)
-    )
-    for x in (student, teacher)
-  )
-
-
-def cross_entropy(student: Side, teacher: Side, match: jax.Array) -> jax.Array:
+def cross_entropy(student: Side, teacher: Side, match: Match) -> jax.Array:
   """The definition: -mean_b sum_i <sum_j A_ij p_j, log softmax(s_i)>.
 
   Gradients flow to the student's tokens and prototypes alone. Products run in
@@ -72,17 +80,24 @@ def cross_entropy(student: Side, teacher: Side, match: jax.Array) -> jax.Array:
   Args:
     student: S tokens of each image.
     teacher: T tokens of each image.
-    match: A, f32[B, S, T], see `matching`.
+    match: A, see `matching`.
 
   Returns:
     f32[]; ln K times the sum of an image's weights where the student's scores
     are all alike.
   """
   teacher, match = jax.lax.stop_gradient((teacher, match))
-  student, teacher = cast(student, teacher)
+  dtype = student.tokens.dtype
+  student, teacher = (
+    side._replace(
+      tokens=side.tokens.astype(dtype), prototypes=side.prototypes.astype(dtype)
+    )
+    for side in (student, teacher)
+  )
+  A = match.dense(teacher.tokens.shape[1])
   p = jax.nn.softmax(logits(teacher))
   log_s = jax.nn.log_softmax(logits(student))
-  return -jnp.einsum('bij,bjk,bik->', match, p, log_s) / len(match)
+  return -jnp.einsum('bij,bjk,bik->', A, p, log_s) / len(A)
 
 
 def pair_weights(
@@ -116,7 +131,7 @@ def matching(
   f_t: jax.Array,
   weights: np.ndarray,
   teacher_regions: Sequence[int],
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Match, jax.Array]:
   """Lets each student region follow the most similar region of every view.
 
   j*(i, q) = argmax over regions j of teacher view q of cos(f_s_i, f_t_j)
@@ -128,21 +143,33 @@ def matching(
     teacher_regions: number of regions of each teacher view, with sum T.
 
   Returns:
-    f32[B, S, T] the `match` of `cross_entropy`; i32[B, S, Q] the most similar
-    region within each teacher view, that of the region's own view too.
-    Neither carries gradients.
+    The `match` of `cross_entropy`; and i32[B, S, Q] the most similar region
+    within each teacher view, that of the region's own view too. Neither
+    carries gradients.
   """
   f_s, f_t = jax.lax.stop_gradient((f_s, f_t))
   f_s, f_t = f_s.astype(jnp.float32), f_t.astype(jnp.float32)
   # The length of a student region cannot change what is most similar to it.
   similarity = jnp.einsum('bid,bjd->bij', f_s, l2_normalize(f_t))
-  edges = np.cumsum(teacher_regions)[:-1]
-  nearest, match = [], []
-  for q, view in enumerate(jnp.split(similarity, edges, axis=-1)):
-    nearest.append(jnp.argmax(view, -1))  # B S
-    followed = jax.nn.one_hot(nearest[q], view.shape[-1])
-    match.append(weights[None, :, q, None] * followed)
-  return jnp.concatenate(match, -1), jnp.stack(nearest, -1)
+  ends = np.cumsum(teacher_regions)
+  views = jnp.split(similarity, ends[:-1], axis=-1)
+  nearest = jnp.stack([jnp.argmax(view, -1) for view in views], -1)  # B S Q
+  first = ends - np.asarray(teacher_regions)
+  tokens = nearest + first.astype(np.int32)[None, None]
+  return Match(tokens, jnp.asarray(weights)), nearest
+
+
+def view_matching(images: int, weights: np.ndarray) -> Match:
+  """Lets each student view follow the teacher's views.
+
+  Args:
+    images: B.
+    weights: f32[V, Q], see `pair_weights`.
+  """
+  tokens = jnp.arange(weights.shape[1], dtype=jnp.int32)[None, None]
+  return Match(
+    jnp.broadcast_to(tokens, (images, *weights.shape)), jnp.asarray(weights)
+  )
 
 
 def update_center(teacher: Side, momentum: float) -> jax.Array:

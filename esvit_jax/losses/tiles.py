@@ -11,20 +11,16 @@ the same pass over a tile, and the tile is forgotten.
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from esvit_jax.errors import UserError
-from esvit_jax.losses import prototypes
-from esvit_jax.losses.prototypes import Side, logits
-
-# Centre of a prototype that only fills a tile: its share of any softmax is 0.
-FILLER = 1e30
+from esvit_jax.losses import image_tiles, prototype_tiles, prototypes
+from esvit_jax.losses.prototypes import Match, Side
 
 
 def cross_entropy(
   student: Side,
   teacher: Side,
-  match: jax.Array,
+  match: Match,
   form: str = 'auto',
   chunk: int = 0,
   shards: int = 1,
@@ -36,9 +32,9 @@ def cross_entropy(
     form: 'plain' is the definition and holds B x S x K; 'images' goes through
       the batch in chunks of images, 'prototypes' through the prototypes;
       'auto' takes `default_form`. Equal numbers.
-    chunk: images or prototypes at a time, 0 for `default_chunk`. Chunks are
-      made equal; the last is filled up with images of no weight, or with
-      prototypes of no probability.
+    chunk: about how many images or prototypes at a time, 0 for
+      `default_chunk`. Chunks are made equal; where none divides, the last is
+      filled up with images of no weight, or with prototypes of no probability.
     shards: number of devices that B is split over. Each goes through its own
       images and the parts of dW_s meet once, at the end.
 
@@ -62,152 +58,52 @@ def cross_entropy(
   return _tiled(form, chunk, shards, student, teacher, match)
 
 
-def _tile(gradients, student, log_s, log_t, match):
-  """The loss of one tile, summed, and if wanted its G W_s and G^T U.
-
-  Args:
-    gradients: whether they are wanted.
-    student: with the tile's tokens and prototypes.
-    log_s, log_t: log softmax of both sides, f32[b, S, k] and f32[b, T, k].
-    match: f32[b, S, T].
-
-  Returns:
-    f32[], f32[b, S, P] or None, f32[k, P] or None.
-  """
-  u, w_s = student.tokens, student.prototypes
-  f32 = {'preferred_element_type': jnp.float32}
-  weight = jnp.sum(match, -1, keepdims=True)
-  # Shares of a token's weight are halves and ones, exact in bfloat16.
-  share = (match / jnp.maximum(weight, 1e-30)).astype(u.dtype)
-  q = jnp.einsum('bij,bjk->bik', share, jnp.exp(log_t).astype(u.dtype), **f32)
-  value = -jnp.sum(weight * q * log_s)
-  if not gradients:
-    return value, None, None
-  G = weight / student.temperature * (jnp.exp(log_s) - q)
-  G = G.astype(u.dtype)
-  dU = jnp.einsum('bik,kp->bip', G, w_s, **f32)
-  dW = jnp.einsum('bik,bip->kp', G, u, **f32)
-  return value, dU, dW
+FORMS = {'images': image_tiles.tiled, 'prototypes': prototype_tiles.tiled}
 
 
-def _by_images(chunk, gradients, student, teacher, match):
-  """A chunk of images sees its rows of logits whole."""
-  b, S, P = student.tokens.shape
-
-  def step(sums, tile):
-    u, t, match = tile
-    s, t = student._replace(tokens=u), teacher._replace(tokens=t)
-    log_s, log_t = (jax.nn.log_softmax(logits(x)) for x in (s, t))
-    value, dU, dW = _tile(gradients, s, log_s, log_t, match)
-    return jax.tree.map(jnp.add, sums, (value, dW)), dU
-
-  zero = jnp.zeros(()), jnp.zeros(student.prototypes.shape)
-  tiles = _cut((student.tokens, teacher.tokens, match), chunk)
-  (value, dW), dU = jax.lax.scan(
-    step, zero if gradients else (zero[0], None), tiles
-  )
-  return value, dU.reshape(-1, S, P)[:b] if gradients else None, dW
-
-
-def _by_prototypes(chunk, gradients, student, teacher, match):
-  """A chunk of prototypes: first the sums over all, then the loss."""
-  K, P = student.prototypes.shape
-  n, c = _even(K, chunk)
-
-  def pieces(side):
-    center = jnp.broadcast_to(side.center, (K,))
-    center = jnp.pad(center, (0, n * c - K), constant_values=FILLER)
-    return *_cut((side.prototypes,), chunk), center.reshape(n, c)
-
-  def with_tile(tile):
-    return [
-      side._replace(prototypes=w, center=center)
-      for side, (w, center) in zip((student, teacher), tile)
-    ]
-
-  def add_up(sums, tile):
-    return tuple(
-      jnp.logaddexp(lse, jax.nn.logsumexp(logits(side), -1, keepdims=True))
-      for lse, side in zip(sums, with_tile(tile))
-    ), None
-
-  tiles = pieces(student), pieces(teacher)
-  minus_infinity = tuple(
-    jnp.full((*side.tokens.shape[:2], 1), -jnp.inf)
-    for side in (student, teacher)
-  )
-  (lse_s, lse_t), _ = jax.lax.scan(add_up, minus_infinity, tiles)
-
-  def step(sums, tile):
-    s, t = with_tile(tile)
-    log_s, log_t = logits(s) - lse_s, logits(t) - lse_t
-    value, dU, dW = _tile(gradients, s, log_s, log_t, match)
-    return jax.tree.map(jnp.add, sums, (value, dU)), dW
-
-  zero = jnp.zeros(()), jnp.zeros(student.tokens.shape)
-  (value, dU), dW = jax.lax.scan(
-    step, zero if gradients else (zero[0], None), tiles
-  )
-  return value, dU, dW.reshape(-1, P)[:K] if gradients else None
-
-
-def _even(size: int, chunk: int) -> tuple[int, int]:
-  """Number and length of equal chunks, none longer than `chunk`."""
-  n = -(-size // chunk)
-  return n, -(-size // n)
-
-
-def _cut(xs, chunk):
-  """Arrays [size, ...] -> [n, c, ...], filled up with zeros."""
-  n, c = _even(xs[0].shape[0], chunk)
-
-  def cut(x):
-    missing = [(0, n * c - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, missing).reshape(n, c, *x.shape[1:])
-
-  return jax.tree.map(cut, xs)
-
-
-FORMS = {'images': _by_images, 'prototypes': _by_prototypes}
-
-
-def _per_device(form, chunk, shards, gradients, student, teacher, match):
+def _per_device(form, chunk, shards, student, teacher, match):
   """Runs the tiles of every shard beside each other and adds up at the end.
 
   A scan over chunks of the whole batch would make XLA bring dW_s together in
   each of its steps; along a leading axis of shards everything is local.
 
   Returns:
-    The loss, or with `gradients` (loss, dU, dW_s).
+    (loss, dU, dW_s).
   """
-  B = len(match)
-  dtype = student.prototypes.dtype
+  B = len(match.tokens)
 
   def split(x):
     return x.reshape(shards, -1, *x.shape[1:])
 
-  student, teacher = (
-    side._replace(tokens=split(side.tokens))
-    for side in prototypes.cast(student, teacher)
-  )
+  local = Side(0, None, None, None)
+  weights = None
+  if match.weights.ndim == 3:
+    match, weights = match._replace(weights=split(match.weights)), 0
   value, dU, dW = jax.vmap(
-    partial(FORMS[form], chunk, gradients),
-    in_axes=(Side(0, None, None, None), Side(0, None, None, None), 0),
-  )(student, teacher, split(match))
-  value = value.sum() / B
-  if not gradients:
-    return value
-  dU = dU.reshape(B, *dU.shape[2:]) / B
-  return value, dU.astype(student.tokens.dtype), (dW.sum(0) / B).astype(dtype)
+    partial(FORMS[form], chunk),
+    in_axes=(local, local, Match(0, weights)),
+  )(
+    student._replace(tokens=split(student.tokens)),
+    teacher._replace(tokens=split(teacher.tokens)),
+    match._replace(tokens=split(match.tokens)),
+  )
+  dU = dU.reshape(student.tokens.shape) / B
+  dW = dW.sum(0) / B
+  return (
+    value.sum() / B,
+    dU.astype(student.tokens.dtype),
+    dW.astype(student.prototypes.dtype),
+  )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _tiled(form, chunk, shards, *sides):
-  return _per_device(form, chunk, shards, False, *sides)
+  value, _, _ = _per_device(form, chunk, shards, *sides)
+  return value
 
 
 def _tiled_forward(form, chunk, shards, *sides):
-  value, dU, dW = _per_device(form, chunk, shards, True, *sides)
+  value, dU, dW = _per_device(form, chunk, shards, *sides)
   return value, (dU, dW)
 
 
@@ -251,7 +147,7 @@ def default_chunk(form: str, tokens: int) -> int:
 
   A chunk of images reads and writes all of dW_s, so it should hold some
   hundred tokens; more only take memory. 256 were best on a CPU; GPUs, which
-  were not measured here, are given about a dozen images of 170 tokens.
+  were not measured here, are given 16 images of 170 tokens.
 
   Args:
     form: 'images' or 'prototypes'.
@@ -259,5 +155,5 @@ def default_chunk(form: str, tokens: int) -> int:
   """
   if form == 'prototypes':
     return 1024
-  rows = 256 if jax.default_backend() == 'cpu' else 2048
+  rows = 256 if jax.default_backend() == 'cpu' else 1360
   return max(1, rows // tokens)

@@ -212,8 +212,7 @@ def view_loss(student: Side, teacher: Side, compare) -> jax.Array:
   """
   B, V, _ = student.tokens.shape
   weights = prototypes.pair_weights((1,) * V, TEACHER_VIEWS)  # V Q
-  match = jnp.broadcast_to(weights, (B, *weights.shape))
-  return compare(student, teacher, match)
+  return compare(student, teacher, prototypes.view_matching(B, weights))
 
 
 def region_loss(
