@@ -103,6 +103,11 @@ def command(config) -> None:
       from esvit_jax import sharding
 
       sharding.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    if config is not None and config.get('budget'):
+      from esvit_jax.run import recipe
+
+      given = flags.FLAGS['config'].override_values
+      config = recipe.derive(config, given, WORKDIR.value)
     if MODE.value == 'report':
       from esvit_jax import report
 

@@ -12,6 +12,7 @@ def base() -> ConfigDict:
   c.epochs = 300
   c.steps = 0  # > 0: this many steps instead of `epochs`
   c.accumulate = 1  # parts the batch is taken in, one after the other
+  c.budget = ''  # '2h': what is not set follows from the data: configs/own.py
   c.placement = 'replicated'  # or 'fsdp': split state over devices
 
   c.data = ConfigDict()

@@ -18,6 +18,7 @@ from esvit_jax.workdir.jsonfile import flatten, write_json
 
 # Fields that say how to watch or place a run, not what it computes.
 FREE = (
+  'budget',
   'save.',
   'eval.',
   'data.workers',
