@@ -33,6 +33,15 @@ UNFINISHED = '.orbax-checkpoint-tmp'
 # Orbax tells at INFO what the progress line already says.
 logging.getLogger('absl').setLevel(logging.ERROR)
 
+# Orbax has every replica write a slice of each array, and compiles a program
+# for each slice. Small arrays are written whole, by one: on 8 devices the first
+# save of a small network takes a tenth of the time.
+ocp.type_handlers.register_type_handler(
+  jax.Array,
+  ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
+  override=True,
+)
+
 
 class Checkpoints:
   """The checkpoints of one run directory.
