@@ -1,4 +1,4 @@
-"""Pictures of attention: maps of heads, and heads block by block."""
+"""Pictures of attention: maps of heads, and box plots over heads."""
 
 import math
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ import numpy as np
 from esvit_jax.analysis import attention
 from esvit_jax.analysis.plots import images
 
-MOST_HEADS = 8  # of a row, evenly taken from wide to narrow
+MOST_HEADS = 8  # of a row, evenly spaced from the widest to the narrowest
 
 
 def attention_png(path: str, shown: np.ndarray, maps: np.ndarray) -> None:
-  """Draws images and, beside each, the regions that its heads attend to most.
+  """Draws images and, beside each, the regions its heads attend to most.
 
   Args:
     path: of the picture.
@@ -22,25 +22,17 @@ def attention_png(path: str, shown: np.ndarray, maps: np.ndarray) -> None:
   order, bits = attention.widest_first(maps)
   ranks = np.linspace(0, len(order) - 1, min(MOST_HEADS, len(order)))
   ranks = ranks.round().astype(int)
-  rows, columns = len(shown), 1 + len(ranks)
-  tall = shown.shape[1] / shown.shape[2]
-  figure = images.figure(
-    1.4 * columns, (1.4 * tall + 0.04) * rows + 0.5, pad=0.02
-  )
-  axes = figure.subplots(rows, columns, squeeze=False)
-  for line, image, heads in zip(axes, shown, attention.top_mass(maps)):
-    images.draw(line[0], image)
-    for ax, rank in zip(line[1:], ranks):
-      _overlay(ax, image, heads[order[rank]])
-  style = {'fontsize': 10, 'color': images.INK}
-  axes[0, 0].set_title('image', **style)
-  for ax, rank in zip(axes[0, 1:], ranks):
-    ax.set_title(f'head {order[rank]}\n{bits[rank]:.1f} bits', **style)
+  cells = [
+    [image, *(_overlay(image, heads[order[rank]]) for rank in ranks)]
+    for image, heads in zip(shown, attention.top_mass(maps))
+  ]
+  names = [f'head {order[rank]}\n{bits[rank]:.1f} bits' for rank in ranks]
+  figure, _ = images.grid(cells, ['image', *names], gap=0.04, margin=0.5)
   images.save(figure, path)
 
 
-def _overlay(ax, image: np.ndarray, values: np.ndarray) -> None:
-  """A dimmed grey image, lit in colour where attention is."""
+def _overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+  """The image f32[H, W, C] in dim grey, with attention [h, w] in colour."""
   from matplotlib import colormaps
 
   level = values / max(values.max(), 1e-12)
@@ -48,7 +40,7 @@ def _overlay(ax, image: np.ndarray, values: np.ndarray) -> None:
   grey = np.repeat(image.mean(-1, keepdims=True), 3, -1)
   color = colormaps['inferno'](0.1 + 0.85 * level)[..., :3]
   mix = (0.35 + 0.5 * level)[..., None]
-  images.draw(ax, (1 - mix) * 0.6 * grey + mix * color)
+  return (1 - mix) * 0.6 * grey + mix * color
 
 
 def heads_png(path: str, heads: Mapping[str, np.ndarray], base: float) -> None:

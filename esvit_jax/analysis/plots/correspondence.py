@@ -1,4 +1,4 @@
-"""A picture of the regions of two views that match best."""
+"""A picture of the best matching regions of two views."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def matches_png(
   grid2: np.ndarray,
   top: int = correspondence.TOP,
 ) -> None:
-  """Draws two views and lines between the regions that match best.
+  """Draws two views, and lines between their best matching regions.
 
   Args:
     path: of the picture.
@@ -62,6 +62,6 @@ def matches_png(
 
 
 def _centre(position, grid, image) -> tuple[float, float]:
-  """x and y in pixels of a region's middle, where a pixel's is whole."""
+  """x and y of the centre of a region; centres of pixels are integers."""
   y, x = (position + 0.5) * image.shape[:2] / grid.shape[:2] - 0.5
   return x, y

@@ -23,14 +23,9 @@ def regions_png(path: str, shown: np.ndarray, colors: Colors) -> None:
     shown: images in 0..1 (see images.pixels), f32[B, H, W, C].
     colors: of the same images.
   """
-  count, (height, width) = len(shown), shown.shape[1:3]
-  figure = images.figure(
-    1.4 * count, 2 * 1.4 * height / width + 0.35, pad=0.025
-  )
-  axes = figure.subplots(2, count, squeeze=False)
-  for (upper, lower), image, rgb in zip(axes.T, shown, colors.rgb):
-    images.draw(upper, image)
-    images.draw(lower, images.enlarge(rgb, height, width))
+  size = shown.shape[1:3]
+  regions = [images.enlarge(rgb, *size) for rgb in colors.rgb]
+  figure, _ = images.grid([shown, regions], margin=0.35)
   share = 100 * colors.explained.sum()
   images.title(
     figure,
@@ -47,29 +42,23 @@ def neighbours_png(
   similarity: np.ndarray,
   same: np.ndarray | None = None,
 ) -> None:
-  """Draws a row for each query: itself, then its neighbours.
+  """Draws a row for each query: the query, then its neighbours.
 
   Args:
     path: of the picture.
     queries: images in 0..1 (see images.pixels), f32[Q, H, W, C].
     near: their neighbours, f32[Q, k, H, W, C].
     similarity: cosine of each, f32[Q, k].
-    same: whether they have the query's label, bool[Q, k]; framed in blue
-      where they have, in orange where not.
+    same: whether they have the query's label, bool[Q, k]: framed in blue if
+      so, else in orange.
   """
-  rows, k = near.shape[:2]
-  row_height = 1.2 * near.shape[2] / near.shape[3] + 0.26
-  figure = images.figure(1.2 * (1 + k) + 0.1, row_height * rows + 0.3, 0.03)
-  axes = figure.subplots(rows, 1 + k, squeeze=False)
-  for q, line in enumerate(axes):
-    images.draw(line[0], queries[q])
-    for column, ax in enumerate(line[1:]):
-      images.draw(ax, near[q, column])
-      ax.set_title(
-        f'{similarity[q, column]:.2f}', fontsize=9, pad=4, color=images.INK
-      )
-      if same is not None:
-        _frame(ax, images.BLUE if same[q, column] else images.ORANGE)
+  cells = [[query, *images_] for query, images_ in zip(queries, near)]
+  figure, axes = images.grid(cells, side=1.2, gap=0.26)
+  for (q, k), ax in np.ndenumerate(axes[:, 1:]):
+    text = f'{similarity[q, k]:.2f}'
+    ax.set_title(text, fontsize=9, pad=4, color=images.INK)
+    if same is not None:
+      _frame(ax, images.BLUE if same[q, k] else images.ORANGE)
   text = 'an image, and those of the highest cosine'
   if same is not None:
     text += f'; {100 * same.mean():.0f} % are of its class (blue)'
@@ -86,8 +75,8 @@ def plane_png(
 ) -> None:
   """Draws images as points in the colours of their classes.
 
-  Up to ten classes have a colour and a marker each; of more, the name stands
-  in the middle of its class, where there is room for it.
+  Up to ten classes get a colour and a marker each. With more, names are
+  written at the centres of their classes where they fit.
 
   Args:
     path: of the picture.
@@ -106,7 +95,7 @@ def plane_png(
   size = float(np.clip(12000 / len(points), 6, 30))
   if (labels < 0).any():
     ax.scatter(*points[labels < 0].T, s=size, color=images.FAINT, lw=0)
-  # In no order of classes, so that none lies over all others.
+  # In random order, so that no class covers all others.
   drawn = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))
   style = {'s': size, 'alpha': 0.8, 'lw': 0}
   if few:
@@ -115,7 +104,7 @@ def plane_png(
         here = points[part[labels[part] == c]]
         ax.scatter(*here.T, color=PALETTE[i], marker=MARKERS[i], **style)
   else:
-    # Golden section: classes of neighbouring numbers get far hues.
+    # Multiples of the golden section: consecutive classes get distant hues.
     hues = np.searchsorted(classes, labels[drawn]) * 0.618034 % 1
     colors = colormaps['turbo'](0.05 + 0.9 * hues)
     ax.scatter(*points[drawn].T, color=colors, **style)
@@ -143,7 +132,7 @@ def plane_png(
 
 
 def _name_classes(ax, points, labels, classes, titles) -> None:
-  """Names that fit without overlap, those of the densest classes first."""
+  """Writes class names that do not overlap, the densest classes first."""
   from matplotlib.patheffects import Normal, Stroke
 
   halo = [Stroke(linewidth=2, foreground='white'), Normal()]
@@ -153,7 +142,7 @@ def _name_classes(ax, points, labels, classes, titles) -> None:
     middle = np.median(own, 0)
     text = ax.text(
       *middle,
-      _short(name, 20),
+      name if len(name) <= 20 else f'{name[:19]}…',
       ha='center',
       va='center',
       fontsize=9,
@@ -162,7 +151,7 @@ def _name_classes(ax, points, labels, classes, titles) -> None:
     )
     spread = np.median(np.linalg.norm(own - middle[None], axis=1))
     named.append((float(spread), text))
-  ax.figure.draw_without_rendering()  # places are known from here on
+  ax.figure.draw_without_rendering()  # fixes the positions of the texts
   boxes = []
   for _, text in sorted(named, key=lambda x: x[0]):
     box = text.get_window_extent()
@@ -177,7 +166,3 @@ def _frame(ax, color: str) -> None:
   ax.set_xticks([])
   ax.set_yticks([])
   ax.spines[:].set(color=color, linewidth=2.5)
-
-
-def _short(name: str, most: int = 14) -> str:
-  return name if len(name) <= most else name[: most - 1] + '…'

@@ -1,15 +1,15 @@
-"""Pictures of images, and what all pictures share.
+"""Pictures of images, and the style that all pictures share.
 
-They are transparent, with ink that can be read on white and on black: a page
-shows them in its light and its dark colours. matplotlib is imported where it
-is used, without its global state.
+Backgrounds are transparent and inks are legible on white and on black, since
+report pages have a light and a dark theme. matplotlib is imported inside
+functions, because it is slow to import; its global state is not used.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# Okabe and Ito's colours, told apart with every kind of colour vision.
+# From Okabe and Ito's palette, which is safe for colour-blind readers.
 BLUE, ORANGE = '#0072B2', '#E69F00'
 INK, FAINT = '#7A7F87', '#999999'
 HEAD, GAP = 30, 8  # pixels above the images, and between them
@@ -18,9 +18,9 @@ HEAD, GAP = 30, 8  # pixels above the images, and between them
 def pixels(
   images: np.ndarray, mean: Sequence[float], std: Sequence[float]
 ) -> np.ndarray:
-  """Normalised f32[..., C] -> 0..1 with one or three channels, to look at.
+  """Undoes the normalisation of f32[..., C]; the result is in 0..1.
 
-  Of other channel counts it takes the mean.
+  It has one or three channels; other numbers of channels are averaged to one.
   """
   x = np.asarray(images, np.float32) * np.asarray(std, np.float32)
   x = np.clip(x + np.asarray(mean, np.float32), 0, 1)
@@ -35,7 +35,7 @@ def enlarge(x: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def figure(width: float, height: float, pad: float | None = None):
-  """An empty figure of a size in inches; `pad` between its axes, if given."""
+  """An empty figure; sizes and the padding between axes are in inches."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(width, height), dpi=120, layout='constrained')
@@ -63,13 +63,47 @@ def draw(ax, image: np.ndarray) -> None:
   ax.axis('off')
 
 
+def grid(
+  cells: Sequence[Sequence[np.ndarray]],
+  titles: Sequence[str] = (),
+  side: float = 1.4,
+  gap: float = 0.0,
+  margin: float = 0.3,
+):
+  """A figure with a table of images of one size.
+
+  Args:
+    cells: rows of images in 0..1, f32[h, w, 1 or 3].
+    titles: of the columns.
+    side: width of an image in inches.
+    gap: inches between rows.
+    margin: inches above and below the table, for a title or a legend.
+
+  Returns:
+    The figure, and its axes [rows, columns].
+  """
+  height, width = cells[0][0].shape[:2]
+  table = figure(
+    side * len(cells[0]),
+    (side * height / width + gap) * len(cells) + margin,
+    pad=0.02,
+  )
+  axes = table.subplots(len(cells), len(cells[0]), squeeze=False)
+  for row, images in zip(axes, cells):
+    for ax, image in zip(row, images):
+      draw(ax, image)
+  for ax, text in zip(axes[0], titles):
+    ax.set_title(text, fontsize=9, color=INK)
+  return table, axes
+
+
 def label_ticks(ax) -> None:
-  """The style of tick labels."""
+  """Sets the style of tick labels."""
   ax.tick_params(labelsize=9, color=FAINT, labelcolor=INK)
 
 
 def title(figure, text: str) -> None:
-  """A line above all of a figure, from its left edge."""
+  """Writes a title above a figure, aligned with its left edge."""
   figure.suptitle(text, fontsize=10, x=0.01, ha='left', color=INK)
 
 
@@ -80,9 +114,9 @@ def views_png(
   std: Sequence[float],
   rows: int = 4,
 ) -> None:
-  """Draws all views of some images, in their own proportions.
+  """Draws all views of some images at one scale.
 
-  A row for each image; columns of views, small ones one below another.
+  A row for each image, a column for each view; small views are stacked.
 
   Args:
     path: of the picture.
@@ -99,7 +133,6 @@ def views_png(
   for name, x in groups.items():
     size = x.shape[2]
     side = size * zoom
-    # Small views stand one below another.
     fit = min(max(1, (cell + GAP) // (side + GAP)), x.shape[1])
     margin = (cell - fit * (side + GAP) + GAP) // 2
     titles.append((left, f'{name}, {size} px'))

@@ -9,19 +9,19 @@ from esvit_jax.analysis.plots import images
 from esvit_jax.analysis.representation import OUTPUT, Similarity
 
 CELL = 0.4  # inches
-MOST_NUMBERS = 400  # cells that have their value written into them
+MOST_NUMBERS = 400  # cells, up to which their values are written in
 
 
 def heat_map_png(
   path: str, similarity: Similarity, first: str, second: str
 ) -> None:
-  """Draws CKA of all pairs of layers, shallow ones at the bottom left.
+  """Draws the CKA of all pairs of layers, shallow layers at the bottom left.
 
   Args:
     path: of the picture.
-    similarity: what to draw.
-    first: name of the network along the vertical axis.
-    second: along the horizontal one.
+    similarity: to draw.
+    first: name of the network on the vertical axis.
+    second: name of the one on the horizontal axis.
   """
   x = similarity.cka
   rows, columns = x.shape

@@ -1,4 +1,4 @@
-"""Classes of pixels over images."""
+"""Pictures of segmentations: class colours over images."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from esvit_jax.analysis.plots import images as images_lib
 
-_LEGEND = 20  # classes named below the picture, the most frequent first
+_LEGEND = 20  # classes in the legend, the most frequent first
 
 
 def segmentation_png(
@@ -15,29 +15,21 @@ def segmentation_png(
   labels: Mapping[str, np.ndarray],
   classes: Sequence[str],
 ) -> None:
-  """Draws images, and beside each its classes of pixels.
+  """Draws images and, beside each, its segmentations.
 
   Args:
     path: of the picture.
     images: in 0..1, f32[N, H, W, 1 or 3].
-    labels: column -> classes u8[N, H, W]; void stays grey.
-    classes: their names.
+    labels: title -> classes u8[N, H, W]; void is grey.
+    classes: names.
   """
   from matplotlib.patches import Patch
 
   colors = palette(len(classes))
   columns = {'image': images}
   columns |= {name: colored(images, x, colors) for name, x in labels.items()}
-  rows, (height, width) = len(images), images.shape[1:3]
-  side = 1.4
-  figure = images_lib.figure(
-    side * len(columns), side * rows * height / width + 0.8, pad=0.02
-  )
-  axes = figure.subplots(rows, len(columns), squeeze=False)
-  for place, (name, shown) in enumerate(columns.items()):
-    axes[0, place].set_title(name, fontsize=9, color=images_lib.INK)
-    for row in range(rows):
-      images_lib.draw(axes[row, place], shown[row])
+  cells = list(zip(*columns.values()))
+  figure, _ = images_lib.grid(cells, list(columns), margin=0.8)
   shown = np.concatenate([x.ravel() for x in labels.values()])
   counts = np.bincount(shown, minlength=256)[: len(classes)]
   common = np.argsort(-counts, kind='stable')[:_LEGEND]
@@ -56,34 +48,27 @@ def segmentation_png(
 def clip_png(
   path: str, frames: np.ndarray, objects: Mapping[str, np.ndarray]
 ) -> None:
-  """Draws frames from left to right, and below them the objects in each.
+  """Draws frames from left to right, with rows of object masks below.
 
   Args:
     path: of the picture.
     frames: in 0..1, f32[T, H, W, 1 or 3].
-    objects: row -> objects u8[T, H, W], 0 the ground.
+    objects: title -> objects u8[T, H, W], 0 for the background.
   """
   count = 1 + max(int(x.max()) for x in objects.values())
   colors = palette(count)
   strips = {'frames': frames}
   strips |= {name: colored(frames, x, colors) for name, x in objects.items()}
-  height, width = frames.shape[1:3]
-  side = 1.4
-  figure = images_lib.figure(
-    side * len(frames), (side * height / width + 0.2) * len(strips), pad=0.02
-  )
-  axes = figure.subplots(len(strips), len(frames), squeeze=False)
-  for row, (name, strip) in zip(axes, strips.items()):
-    row[0].set_title(name, fontsize=9, color=images_lib.INK)
-    for ax, frame in zip(row, strip):
-      images_lib.draw(ax, frame)
+  figure, axes = images_lib.grid(list(strips.values()), gap=0.2, margin=0)
+  for ax, name in zip(axes[:, 0], strips):
+    ax.set_title(name, fontsize=9, color=images_lib.INK)
   images_lib.save(figure, path)
 
 
 def colored(
   images: np.ndarray, labels: np.ndarray, colors: np.ndarray
 ) -> np.ndarray:
-  """Images f32[..., 1 or 3] under the colours of their classes u8[...]."""
+  """Tints images f32[..., 1 or 3] in the colours of their classes u8[...]."""
   grey = np.broadcast_to(images.mean(-1, keepdims=True), (*labels.shape, 3))
   known = (labels < len(colors))[..., None]
   tint = colors[np.minimum(labels, len(colors) - 1)]
@@ -91,10 +76,10 @@ def colored(
 
 
 def palette(count: int) -> np.ndarray:
-  """Colours f32[count, 3]; the first is dark, for what lies behind."""
+  """Colours f32[count, 3]; the first, of the background, is dark."""
   from matplotlib.colors import hsv_to_rgb
 
-  # Neighbours in number lie far apart on the circle: the golden angle.
+  # Multiples of the golden angle: consecutive classes get distant hues.
   hue = np.arange(count) * 0.381966 % 1
   light = np.where(np.arange(count) % 2, 0.95, 0.75)
   colors = hsv_to_rgb(np.stack([hue, np.full(count, 0.75), light], -1))
