@@ -16,7 +16,6 @@ from esvit_jax.errors import UserError, require_local
 from esvit_jax.weights import (
   certificate,
   directory,
-  export,
   place,
   reading,
   tables,
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     certificate.certify(weights, name) for name in _distinct(weights)
   ]
   if single:
-    export.save(args.out, weights, which, args.centres, args.add_prefix)
+    writing.save(args.out, weights, which, args.centres, args.add_prefix)
     beside = args.out.removesuffix('.safetensors') + '.certificate.json'
   else:
     directory.write(args.out, weights, os.path.basename(args.source))

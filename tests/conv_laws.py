@@ -19,7 +19,7 @@ from runs import tiny
 import esvit_jax
 from esvit_jax import data, models, sharding
 from esvit_jax.run import jobs
-from esvit_jax.weights import directory, export, reading, tables
+from esvit_jax.weights import directory, reading, tables, writing
 from esvit_jax.weights.published import files, shapes
 
 KEY = jax.random.key(0)
@@ -284,7 +284,7 @@ def files_give_equal_features(case: Case, folder) -> None:
   found = reading.from_file(file, fields=case.infer)
   told = models.build({**found.about['model'], 'drop_path': 0.1})
   assert told == backbone
-  export.save(os.fspath(folder / 'b.safetensors'), found)
+  writing.save(os.fspath(folder / 'b.safetensors'), found)
   directory.write(os.fspath(folder / 'run'), found, 'a.pth')
 
   images = groups()[0][:, 0]

@@ -16,7 +16,7 @@ from esvit_jax.errors import UserError
 from esvit_jax.methods import finetune
 from esvit_jax.protocols.finetune import resolved
 from esvit_jax.run import initial
-from esvit_jax.weights import architecture, export, loading
+from esvit_jax.weights import architecture, loading, writing
 from esvit_jax.weights.networks import Weights
 
 B, CLASSES = 16, 5
@@ -237,7 +237,7 @@ def test_relative_positions_are_added_to_a_network_without(tmp_path, recipe):
     'channels': 1,
   }
   path = str(tmp_path / 'net.safetensors')
-  export.save(path, Weights(about, {'teacher': network}, {}))
+  writing.save(path, Weights(about, {'teacher': network}, {}))
   c.checkpoint = path
   c = resolved(c)
   assert c.model.rel_pos and c.model.drop_path == 0.0

@@ -113,10 +113,10 @@ def test_student_and_teacher_differ(run_dir, tmp_path):
 
 
 def test_exported_weights_are_judged_alike(run_dir, tmp_path):
-  from esvit_jax.weights import export, loading
+  from esvit_jax.weights import loading, writing
 
   file = str(tmp_path / 'net.safetensors')
-  export.save(file, loading.load(run_dir, 'teacher'))
+  writing.save(file, loading.load(run_dir, 'teacher'))
   config = of(knn, file)
   config.data.source, config.data.mean, config.data.std = (
     'embedded',

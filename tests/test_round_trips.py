@@ -24,7 +24,6 @@ from esvit_jax.models.classifier import Classifier
 from esvit_jax.models.positions import mae_table, moco_table
 from esvit_jax.weights import (
   directory,
-  export,
   loading,
   networks,
   reading,
@@ -200,7 +199,7 @@ def test_through_directories_and_files_too(tmp_path):
   assert again.about == weights.about
   assert again.about['mean'] == [0.485, 0.456, 0.406]
   same(writing.to_published(again), arrays)
-  export.save(file, again)
+  writing.save(file, again)
   last = loading.load(file)
   assert {k: last.about[k] for k in ('mean', 'std')} == reading.IMAGENET
   same(writing.to_published(last), arrays)
@@ -506,8 +505,8 @@ def test_a_backbone_of_ones_own_goes_out_and_back(tmp_path, monkeypatch):
   about = {'model': {'name': 'toy', 'dim': 8}, 'channels': 3}
   weights = Weights(about, {'student': network}, {}, 'student')
   file = str(tmp_path / 'toy.safetensors')
-  export.save(file, weights)
-  assert 'names of our own' in writing.remarks(weights)[0]
+  writing.save(file, weights)
+  assert "esvit_jax's names" in writing.remarks(weights)[0]
   again = loading.load(file, 'both')
   jax.tree.map(
     np.testing.assert_array_equal, again.networks['student'], network
@@ -517,7 +516,7 @@ def test_a_backbone_of_ones_own_goes_out_and_back(tmp_path, monkeypatch):
   assert apply(variables, images).view.shape == (2, 8)
   about['model'] = {'name': 'toy', 'dim': 9}
   with pytest.raises(UserError, match='2 not of its model'):
-    export.save(str(tmp_path / 'b.safetensors'), weights)
+    writing.save(str(tmp_path / 'b.safetensors'), weights)
     loading.load(str(tmp_path / 'b.safetensors'))
 
 

@@ -17,7 +17,7 @@ from esvit_jax import data, models, sharding
 from esvit_jax.errors import UserError
 from esvit_jax.models import chunks, longformer, windows
 from esvit_jax.run import jobs
-from esvit_jax.weights import architecture, export, tables
+from esvit_jax.weights import architecture, tables, writing
 from esvit_jax.weights.networks import Weights
 from esvit_jax.weights.published import families, shapes
 
@@ -183,7 +183,7 @@ def test_a_file_in_and_out_gives_the_same_features(tmp_path):
   about = {'model': architecture.resolved(SMALL, backbone), 'channels': 3}
   network = {'params': {'backbone': variables['params']}, 'batch_stats': {}}
   path = str(tmp_path / 'a.safetensors')
-  export.save(path, Weights(about, {'teacher': network}, {}))
+  writing.save(path, Weights(about, {'teacher': network}, {}))
   bare = str(tmp_path / 'b.safetensors')  # without our description
   safetensors.numpy.save_file(safetensors.numpy.load_file(path), bare)
   images = jax.random.normal(KEY, (2, 20, 20, 3))

@@ -1,7 +1,7 @@
-"""Weights of finished networks, and their features.
+"""Weights of trained networks, and their features.
 
-`Weights` is the common form between published files, runs and exported files:
-trees as a run has them, and a description to build the network from.
+`Weights` is the common form of published files, run directories and exported
+files: trees as in a run, and a description from which the network is built.
 """
 
 import functools
@@ -17,26 +17,29 @@ from esvit_jax.models.backbone import Features
 from esvit_jax.models.layers import layer_norm
 from esvit_jax.weights.tables import Arrays
 
-# What an evaluation of a whole network applies to the mean of the last map
-# before any final norm (MAE's fine-tuning, `global_pool`), beside the backbone.
+# A norm beside the backbone, of the mean of the last map before any final norm:
+# `global_pool` of MAE's fine-tuning.
 POOLED_NORM = 'fc_norm'
 
 
 class Weights(NamedTuple):
-  """One network or two, and their centres.
+  """A student, a teacher or both, and their centres.
 
   Attributes:
-    about: plain JSON. 'model': the config of the backbone with all fields;
-      'channels' of its images; where known, 'mean' and 'std' by which these
-      are normalised, 'head' (the fields of DINO's heads), 'batches' (network
-      -> published key -> number of batches a batch norm has seen), 'buffers'
-      (constant ones of its source) and 'random' (published keys of backbone
-      arrays that were missing and started afresh).
+    about: a description, plain JSON:
+      model: the config of the backbone with all fields;
+      channels: of its images;
+      mean, std: by which images are normalised, if known;
+      head: the fields of DINO's heads, if there are any;
+      batches: network -> published key -> batches that a batch norm has seen;
+      buffers: names of constant buffers that its source has;
+      random: published keys of backbone arrays that were missing and were
+        initialised.
     networks: 'student', 'teacher' or both -> {'params': {'backbone', 'head',
       ...}, 'batch_stats': likewise}.
-    centres: 'center' and 'center_grid' f[K], where known.
-    handed_on: which network is meant where none is named.
-    notes: what is to be said of where they come from, a line each.
+    centres: 'center' and 'center_grid' f[K], if known.
+    handed_on: the network that is used if none is named.
+    notes: remarks on the source, a line each.
   """
 
   about: dict
@@ -56,8 +59,8 @@ class Weights(NamedTuple):
   def variables(self, network: str = '', part: str = 'backbone') -> dict:
     """{'params', 'batch_stats'} of one part of a network, for its `apply`.
 
-    With a backbone comes, as the collection 'fc_norm', the norm of the mean
-    that a fine-tuned network may have behind it; see `forward`.
+    The collection 'fc_norm' of a backbone holds the norm that a fine-tuned
+    network may have behind it; see `inspect`.
 
     Args:
       network: 'student' or 'teacher'; by default the one handed on.
@@ -73,23 +76,13 @@ class Weights(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def forward(backbone: nn.Module):
-  """(variables, images f32[N, H, W, C]) -> Features of N images, jitted.
-
-  `variables` are `Weights.variables`. With 'fc_norm' among them the view is
-  the fine-tuned network's own: that norm of the mean of the last map.
-  """
-
-  def apply(variables, images) -> Features:
-    (out,) = backbone.apply(variables, (images[:, None],), train=False)
-    return _own_view(jax.tree.map(lambda x: x[:, 0], out), variables)
-
-  return jax.jit(apply)
-
-
-@functools.lru_cache(maxsize=4)
 def inspect(backbone: nn.Module):
-  """As `forward`, but -> (Features, what its blocks sow), for analyses."""
+  """(variables, images f32[N, H, W, C]) -> (Features, what blocks sow), jitted.
+
+  Features are of N images; `variables` are `Weights.variables`. With 'fc_norm'
+  among them the view is that of the fine-tuned network: this norm of the mean
+  of the last map.
+  """
 
   def apply(variables, images):
     (out,), sown = backbone.apply(
@@ -99,6 +92,12 @@ def inspect(backbone: nn.Module):
     return features, sown.get('intermediates', {})
 
   return jax.jit(apply)
+
+
+@functools.lru_cache(maxsize=8)
+def forward(backbone: nn.Module):
+  """As `inspect`, but -> Features alone."""
+  return jax.jit(lambda *inputs: inspect(backbone)(*inputs)[0])
 
 
 def _own_view(features: Features, variables: Mapping) -> Features:

@@ -1,19 +1,63 @@
-"""`Weights` -> published arrays, part by part."""
+"""`Weights` -> published arrays, and files of them."""
+
+import json
 
 import numpy as np
+import safetensors.numpy
 from flax import traverse_util
 
+from esvit_jax.errors import UserError
 from esvit_jax.models import Swin
 from esvit_jax.models.windows import stage_window
-from esvit_jax.weights import architecture, tables
+from esvit_jax.weights import architecture, place, tables
 from esvit_jax.weights.handover import AUTO
 from esvit_jax.weights.networks import POOLED_NORM, Weights
 from esvit_jax.weights.published import families, masks, parts
-from esvit_jax.weights.published.files import CENTRES, OWN
+from esvit_jax.weights.published.files import CENTRES, FORMAT, OWN
 from esvit_jax.weights.published.parts import HEADS
 from esvit_jax.weights.tables import Arrays
 
 _MOCO = {'student': 'base_encoder.', 'teacher': 'momentum_encoder.'}
+
+
+def save(
+  path: str,
+  weights: Weights,
+  which: str = AUTO,
+  centres: bool = False,
+  prefix: str = '',
+) -> None:
+  """Writes a safetensors file in the published layout, whole or not at all.
+
+  Its metadata describe the architecture, as JSON under 'esvit_jax'.
+
+  Args:
+    path: must not exist.
+    weights: what to write.
+    which: 'teacher', 'student', 'both', or 'auto' for the one handed on.
+    centres, prefix: see `to_published`.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  place.check_free(path)
+  which = weights.handed_on if which == AUTO else which
+  arrays = to_published(weights, which, centres, prefix)
+  arrays = {k: np.asarray(v, order='C') for k, v in arrays.items()}
+  about = {
+    'version': 2,
+    'network': which,
+    'handed_on': weights.handed_on,
+    **weights.about,
+  }
+  networks = weights.networks if which == 'both' else (which,)
+  if OWN in [layout(weights, name) for name in networks]:
+    about['layout'] = OWN
+  try:
+    with place.unfinished(path) as part:
+      safetensors.numpy.save_file(arrays, part, {FORMAT: json.dumps(about)})
+  except safetensors.SafetensorError as e:
+    raise UserError(f'cannot write {path}: {e}') from None
 
 
 def to_published(
@@ -22,15 +66,15 @@ def to_published(
   """Arrays by published key, of one network or of both.
 
   DINO's heads are `head.` and `head_dense.`. With 'both', keys begin with
-  `student.` or `teacher.`, as files of the training code nest, or as MoCo's
-  one state_dict has them. Networks of no published layout have our own names.
+  `student.` and `teacher.`, as in files of the training code, or as in MoCo's
+  state_dict. Networks without a published layout keep this project's names.
 
   Args:
     weights: of the networks.
     which: 'student', 'teacher', 'both', or 'auto' for the one handed on.
-    centres: whether DINO's centres come along, as `dino_loss.`.
-    prefix: put before the keys of the backbone, such as `backbone.backbone.`,
-      the wrappers of EsViT's ResNet.
+    centres: whether to add DINO's centres, as `dino_loss.`.
+    prefix: of the keys of the backbone, such as `backbone.backbone.` of EsViT's
+      ResNet.
   """
   which = weights.handed_on if which == AUTO else which
   flat = {}
@@ -49,9 +93,9 @@ def to_published(
 
 
 def layout(weights: Weights, network: str) -> str | None:
-  """The layout of a whole network, None for a backbone with DINO's heads.
+  """The layout of a whole network; None: a backbone, with DINO's heads or not.
 
-  `OWN` where no published layout holds it.
+  `OWN` if no published layout fits.
   """
   params = weights.networks[network]['params']
   family = families.NAMES.get(type(weights.backbone))
@@ -107,15 +151,15 @@ def _network_arrays(weights: Weights, name: str, prefix: str) -> Arrays:
 
 
 def remarks(weights: Weights, which: str = AUTO) -> list[str]:
-  """What to know before the written arrays are loaded elsewhere."""
+  """Notes for those who load the written arrays with other code."""
   network = next(iter(weights.networks)) if which == 'both' else which
   network = weights.handed_on if network == AUTO else network
   module, lines = weights.backbone, []
   if layout(weights, network) == OWN:
     parts = ', '.join(weights.networks[network]['params'])
     lines.append(
-      f'no published layout holds a {type(module).__name__} with these parts '
-      f'({parts}): the arrays have names of our own'
+      f'no published layout fits a {type(module).__name__} with these parts '
+      f"({parts}): the arrays keep esvit_jax's names"
     )
   if isinstance(module, Swin):
     text, fitting = _constructor(module)
@@ -125,7 +169,7 @@ def remarks(weights: Weights, which: str = AUTO) -> list[str]:
 
 
 def unbuildable(weights: Weights) -> str:
-  """Why no published constructor builds this network; '' where one does."""
+  """Why no published constructor builds this network; '' if one does."""
   if not isinstance(weights.backbone, Swin):
     return ''
   text, fitting = _constructor(weights.backbone)
@@ -133,11 +177,11 @@ def unbuildable(weights: Weights) -> str:
 
 
 def _constructor(module: Swin) -> tuple[str, int | None]:
-  """How the windows of the published constructor differ, and what mends it.
+  """How the windows of the published constructor differ from these.
 
   Returns:
-    ('', None) where it builds the same windows and shifts, else a text and the
-    img_size with which it does, or None.
+    ('', None) if it builds the same windows and shifts; else a text, and the
+    img_size with which it builds them or None.
   """
 
   def published_windows(image_size):
