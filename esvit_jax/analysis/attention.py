@@ -1,9 +1,9 @@
-"""Where attention looks: how widely, how far, and over which of the image.
+"""Attention: entropy and distance of heads, and maps over the image.
 
-MAE-Lite (arXiv 2205.14443), section 4.2: entropy and distance per head; EsViT
-(arXiv 2106.09785), appendix: maps of heads. Read here is what a backbone sows
-as 'attention', `intermediates` as flax returns it, of single images (one
-view): probabilities over all tokens of a view, or models.backbone.Windows.
+Entropy and distance follow MAE-Lite (arXiv 2205.14443), section 4.2; maps
+follow EsViT (arXiv 2106.09785), appendix. The input is what a backbone sows as
+'attention' for single images (one view): probabilities over all tokens of a
+view, or models.backbone.Windows. `intermediates` are as flax returns them.
 
 Axes: B images, W windows, a head, n tokens of a window, h w a map.
 """
@@ -21,10 +21,10 @@ from esvit_jax.errors import UserError
 from esvit_jax.models.backbone import Windows
 
 EPS = 1e-6  # published: inside the logarithm of MAE-Lite's entropy
-# Stride of patches in pixels -> the published one: MAE-Lite counts 14 pixels
-# between patches of 16.
+# Stride of patches in pixels -> the published one. MAE-Lite's code counts 14
+# pixels between patches of 16.
 PUBLISHED_STRIDE = {16: 14.0}
-TOP_MASS = 0.6  # published: the share of attention that a map shows
+TOP_MASS = 0.6  # published: share of the attention that a map shows
 
 
 class Block(NamedTuple):
@@ -32,8 +32,8 @@ class Block(NamedTuple):
 
   Attributes:
     name: as in the parameters, such as 'block3'.
-    probs: f[B, heads, n, n] over all tokens, the n - h w that are no regions
-      first; or f[B, W, heads, n, n] of windows, see Windows.
+    probs: f[B, heads, n, n] over all tokens, where the first n - h w are not
+      regions; or f[B, W, heads, n, n] of windows, see Windows.
     height, width: of the map, without pads.
     window: side of a window; 0 where all tokens attend to all.
     shift: by which windows are displaced.
@@ -48,45 +48,45 @@ class Block(NamedTuple):
 
 
 def blocks(features, intermediates: Mapping) -> list[Block]:
-  """What the blocks of a backbone have sown, first block first.
+  """The attention that the blocks of a backbone sowed, first block first.
 
   Args:
     features: of the same images.
     intermediates: of its blocks.
 
   Returns:
-    None of a backbone without attention. Blocks whose attention is of another
-    kind are left out.
+    An empty list for a backbone without attention. Blocks with other kinds of
+    attention are left out.
   """
   h, w = features.grid.shape[-3:-1]
-  attending = []
+  attention = []
   for name in sorted(intermediates, key=block_numbers):
     for sown in _sown(intermediates[name]):
       if isinstance(sown, Windows):
-        place = (sown.height, sown.width, sown.window, sown.shift)
-        attending.append(Block(name, sown.probs, *place))
+        geometry = (sown.height, sown.width, sown.window, sown.shift)
+        attention.append(Block(name, sown.probs, *geometry))
       elif sown.shape[-1] == sown.shape[-2] >= h * w:
-        attending.append(Block(name, sown[:, 0], h, w))
-  return attending
+        attention.append(Block(name, sown[:, 0], h, w))
+  return attention
 
 
 def _sown(tree: Mapping) -> list:
-  """All that stands under 'attention', at any depth."""
-  attending = list(tree.get('attention', ()))
+  """All values under the key 'attention', at any depth."""
+  sown = list(tree.get('attention', ()))
   for key, x in tree.items():
     if isinstance(x, Mapping) and key != 'attention':
-      attending += _sown(x)
-  return attending
+      sown += _sown(x)
+  return sown
 
 
 def region_attention(probs: jax.Array, others: int = 1) -> jax.Array:
-  """Attention among regions alone: other tokens neither ask nor answer.
+  """Attention among regions only, renormalised.
 
-  The same as a softmax over the logits of the regions.
+  It equals a softmax over the logits of the regions.
 
   Args:
     probs: f[..., n, n].
-    others: tokens in front that are no regions.
+    others: number of tokens in front that are not regions.
 
   Returns:
     f32[..., n - others, n - others]
@@ -103,7 +103,7 @@ def entropy(probs: jax.Array, eps: float = 0.0) -> jax.Array:
 
 
 def distances(height: int, width: int) -> np.ndarray:
-  """Euclidean distances between the places of a grid: f32[h w, h w]."""
+  """Euclidean distances between the cells of a grid: f32[h w, h w]."""
   y, x = np.divmod(np.arange(height * width), width)
   d = np.hypot(y[:, None] - y[None], x[:, None] - x[None])
   return d.astype(np.float32)
@@ -116,22 +116,22 @@ def per_head(
   stride: float = 0.0,
   base: float = math.e,
 ) -> dict[str, jax.Array]:
-  """How widely and how far each head looks, in the mean over its queries.
+  """Entropy and distance of the attention of each head, averaged over queries.
 
-  To be jitted together with the forward pass, so that attention never leaves
-  the device. Where all tokens attend to all, regions are judged alone; of
-  windows, queries that are pads do not count.
+  Jit it together with the forward pass, so that attention stays on the device.
+  Global attention is restricted to regions. In windows, padded queries do not
+  count.
 
   Args:
     features: of B images.
     intermediates: of the same.
     size: height of the images in pixels.
     stride: pixels between the regions of the first map; 0 derives it from
-      `size`, but for PUBLISHED_STRIDE.
+      `size` and PUBLISHED_STRIDE.
     base: of the logarithm; published are e for ViTs and 2 for Swin.
 
   Returns:
-    block -> entropy and distance (pixels), f32[B, heads, 2]; empty of a
+    block -> entropy and distance (pixels), f32[B, heads, 2]; empty for a
     backbone without attention.
   """
   heads = {}
@@ -149,10 +149,10 @@ def per_head(
       first = block.height
       stride = stride or PUBLISHED_STRIDE.get(size // first, size / first)
     weight = jnp.asarray(real / real.sum(), jnp.float32)
-    far = jnp.asarray(distances(*grid)) * stride * first / block.height
-    widths = entropy(probs, eps) / math.log(base)  # B W a n
-    reaches = (probs * far[None, None, None]).sum(-1)
-    both = jnp.stack([widths, reaches], -1)
+    pixels = jnp.asarray(distances(*grid)) * stride * first / block.height
+    entropies = entropy(probs, eps) / math.log(base)  # B W a n
+    means = (probs * pixels[None, None, None]).sum(-1)
+    both = jnp.stack([entropies, means], -1)
     heads[block.name] = jnp.einsum('BWant,Wn->Bat', both, weight)
   return heads
 
@@ -160,10 +160,10 @@ def per_head(
 def mean_per_head(
   stream: Iterable[tuple[Mapping[str, np.ndarray], np.ndarray]],
 ) -> dict[str, np.ndarray]:
-  """The mean over all images of what `per_head` gives for batches of them.
+  """The mean of `per_head` over all images.
 
   Args:
-    stream: of each batch, what `per_head` gives and bool[B], its real rows.
+    stream: for each batch the result of `per_head`, and its real rows bool[B].
 
   Returns:
     block -> entropy and distance, f64[heads, 2].
@@ -181,7 +181,7 @@ def mean_per_head(
 
 
 def figures(heads: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-  """For each block the mean over heads, and the least and the most of them."""
+  """The mean, minimum and maximum over heads for each block."""
   return {
     name: {
       f'{quantity}{suffix}': float(take(x[:, i]))
@@ -193,13 +193,13 @@ def figures(heads: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
 
 
 def places(block: Block) -> np.ndarray:
-  """Where in its map each token of each window lies.
+  """The position in its map of each token of each window.
 
-  The map is padded at the bottom and right to whole windows, rolled by the
-  shift, and cut row by row.
+  The map is padded at the bottom and right to whole windows, rolled by -shift,
+  and cut row by row.
 
   Returns:
-    Numbers of regions, row by row, and -1 for pads: i64[W, n].
+    Indices of regions, row by row, and -1 for pads: i64[W, n].
   """
   n, h, w = block.window, block.height, block.width
   H, W = -(-h // n) * n, -(-w // n) * n
@@ -211,14 +211,13 @@ def places(block: Block) -> np.ndarray:
 
 
 def maps(block: Block, query: tuple[int, int] | None = None) -> np.ndarray:
-  """Attention over the whole map, windows put back where they were.
+  """Attention as maps; windows return to their places.
 
   Args:
     block: its arrays on the host or a device.
-    query: row and column in the map of the region that looks; beyond its
-      window it sees nothing. Without one, the class token looks; where there
-      is none, it is how much each region is looked at, in the mean over the
-      regions that can.
+    query: row and column of the querying region; outside its window the map is
+      0. By default the class token is the query. Without a class token the
+      map is the mean over all queries that can attend to a region.
 
   Returns:
     f32[B, heads, h, w]
@@ -261,8 +260,8 @@ def top_mass(maps: np.ndarray, share: float = TOP_MASS) -> np.ndarray:
   """Keeps the most attended regions that hold a share of a map's sum.
 
   Args:
-    maps: f[..., h, w], none negative.
-    share: of the sum; regions that add less than the rest to it become 0.
+    maps: f[..., h, w], not negative.
+    share: of the sum; the other regions become 0.
 
   Returns:
     The same shape.
@@ -277,13 +276,13 @@ def top_mass(maps: np.ndarray, share: float = TOP_MASS) -> np.ndarray:
 
 
 def widest_first(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Heads by the entropy of their maps, in the mean over images.
+  """Heads in order of the entropy of their maps, averaged over images.
 
   Args:
     maps: f[B, heads, h, w].
 
   Returns:
-    Order of heads i64[heads], and their entropies in bits, in that order.
+    The order of heads i64[heads], and their entropies in bits in that order.
   """
   x = np.asarray(maps, np.float64).reshape(*maps.shape[:2], -1)
   x = x / np.maximum(x.sum(-1, keepdims=True), 1e-12)
@@ -293,11 +292,11 @@ def widest_first(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def short_names(names: Iterable[str]) -> Sequence[str]:
-  """Names of blocks for an axis: 'block3' -> '3', 'stage1_block0' -> '1.0'."""
+  """Short names of blocks: 'block3' -> '3', 'stage1_block0' -> '1.0'."""
   numbers = {name: re.findall(r'\d+', name) for name in names}
   return ['.'.join(x) or name for name, x in numbers.items()]
 
 
 def block_numbers(name: str) -> tuple[int, ...]:
-  """Sorts block2 before block10."""
+  """A sort key that puts block2 before block10."""
   return tuple(int(x) for x in re.findall(r'\d+', name))

@@ -1,13 +1,12 @@
-"""Which regions of two views have the most similar features.
+"""Correspondence: matching the regions of two views by their features.
 
-EsViT (arXiv 2106.09785), section 4.3: correspondence learning.
+EsViT (arXiv 2106.09785), section 4.3.
 """
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from esvit_jax.errors import UserError
@@ -15,8 +14,8 @@ from esvit_jax.evals.finite import counted, refuse_many
 from esvit_jax.models.layers import l2_normalize
 
 TOP = 10  # published: only the most similar pairs count
-# Published: what makes the copy of an image, as a view of augment.view_groups
-# (with `size`): all of it, mirrored, recoloured, then grey.
+# Published: the copy of an image is mirrored, recoloured, then made grey.
+# These are the fields of a view of augment.view_groups, without `size`.
 COPY = {
   'scale': (1.0, 1.0),
   'ratio': (1.0, 1.0),
@@ -34,9 +33,9 @@ COPY = {
 
 
 class Matches(NamedTuple):
-  """For every region of one grid its most similar region of another.
+  """The most similar region of a second grid for every region of a first.
 
-  Most similar first; positions are (row, column) in their grid.
+  The most similar pairs come first. Positions are (row, column).
 
   Attributes:
     first: i64[n, 2].
@@ -56,7 +55,8 @@ def match(grid1: np.ndarray, grid2: np.ndarray) -> Matches:
     grid1: region features of one view, f32[h, w, D].
     grid2: of another, f32[h', w', D].
   """
-  cosine = np.einsum('hwd,HWd->hwHW', _unit(grid1), _unit(grid2))
+  unit1, unit2 = (l2_normalize(np.float32(x)) for x in (grid1, grid2))
+  cosine = np.einsum('hwd,HWd->hwHW', unit1, unit2)
   cosine = cosine.reshape(grid1.shape[0] * grid1.shape[1], -1)  # hw HW
   order = np.argsort(-cosine.max(1), kind='stable')
   return Matches(
@@ -69,18 +69,18 @@ def match(grid1: np.ndarray, grid2: np.ndarray) -> Matches:
 def flip_score(
   grid1: np.ndarray, grid2: np.ndarray, stride: int, top: int = TOP
 ) -> dict[str, float]:
-  """The published measure, on an image and its mirrored (recoloured) copy.
+  """The published measure, of an image and its mirrored copy.
 
   Args:
     grid1: region features of the image, f32[h, w, D].
     grid2: of the copy.
     stride: pixels between regions.
-    top: how many matches count.
+    top: number of matches that count.
 
   Returns:
     accuracy (percent of the `top` most similar matches that are exactly right),
-    distance_error (their mean distance from it, pixels), and sim_11th, the
-    similarity of the first match that does not count.
+    distance_error (mean distance from the right region, pixels), and sim_11th,
+    the similarity of the first match that does not count.
   """
   first, second, similarity = match(grid1, grid2)
   last_column = grid1.shape[1] - 1
@@ -100,20 +100,20 @@ def mean_flip_score(
   stride: int,
   top: int = TOP,
 ) -> dict[str, float]:
-  """The published measure in the mean over images.
+  """The published measure, averaged over images.
 
   Args:
     grids: a batch and a key for each of its images -> region features
       f[B, h, w, D] of the images and of their copies (see COPY).
-    batches: with `mask`, its real rows, and `index`, by which an image has the
-      same copy whatever the batch it is in.
-    key: of all copies.
+    batches: with `mask`, the real rows, and `index` of each image, from which
+      the random key of its copy is derived.
+    key: random key.
     stride: pixels between regions.
-    top: how many matches of an image count.
+    top: number of matches of an image that count.
 
   Returns:
-    As `flip_score`, and `images`, how many there were; 'non_finite', how many
-    were left out for features that are not finite, if any.
+    As `flip_score`, and `images`, their number; `non_finite` is the number of
+    images left out because their features are not finite, if any.
 
   Raises:
     UserError: there are no images, or many features are not finite.
@@ -136,7 +136,3 @@ def mean_flip_score(
 
 def _positions(index, grid) -> np.ndarray:
   return np.stack(np.unravel_index(index, grid.shape[:2]), 1)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-  return np.asarray(l2_normalize(jnp.asarray(x, jnp.float32)))

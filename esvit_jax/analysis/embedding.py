@@ -1,11 +1,10 @@
-"""Features to look at: regions as colours, neighbours, a map of all images.
+"""Features for display: colours of regions, neighbours, a map of images.
 
 Axes: B images, h w a map of regions, D channels, N images, Q queries.
 """
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import cKDTree
 
@@ -15,14 +14,14 @@ from esvit_jax.evals.neighbours import Neighbours
 from esvit_jax.models.layers import l2_normalize
 from esvit_jax.workdir import health
 
-RANK_IMAGES = 512  # the effective rank is read off this many
+RANK_IMAGES = 512  # from which the effective rank is computed
 
 
 class Colors(NamedTuple):
   """Regions as colours.
 
   Attributes:
-    rgb: f32[B, h, w, 3] in 0..1; one colour means one thing in all B images.
+    rgb: f32[B, h, w, 3] in 0..1; colours agree across all B images.
     explained: share of the variance in each of the three, f64[3].
   """
 
@@ -31,7 +30,7 @@ class Colors(NamedTuple):
 
 
 def region_colors(grids: np.ndarray) -> Colors:
-  """First three principal components of all regions as red, green, blue.
+  """The first three principal components of regions as red, green and blue.
 
   Args:
     grids: region features f[B, h, w, D].
@@ -46,11 +45,11 @@ def region_colors(grids: np.ndarray) -> Colors:
 
 
 def components(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """Principal components, their largest weight positive.
+  """Principal components; the largest weight of each is positive.
 
   Args:
     x: f[N, D].
-    count: how many; 0 stands for those there are not.
+    count: number of components; missing ones are 0.
 
   Returns:
     f64[N, count], and the share of variance in each, f64[count].
@@ -75,11 +74,11 @@ def neighbour_figures(
   labels: np.ndarray | None = None,
   query_labels: np.ndarray | None = None,
 ) -> dict[str, float]:
-  """Mean cosine of neighbours, and in percent how many share the label.
+  """Mean cosine of neighbours, and the percentage that share the label.
 
   Args:
     near: of Q images.
-    labels: of all images, i[N]; -1 is none.
+    labels: of all images, i[N]; -1 if unknown.
     query_labels: of the Q images.
   """
   out = {'similarity': float(near.similarity.mean())}
@@ -97,7 +96,7 @@ def neighbour_figures(
 
 
 def _chance(labels: np.ndarray, query_labels: np.ndarray) -> float:
-  """Percent of other images that have a query's label, over all queries."""
+  """Percentage of other images that share a query's label, averaged."""
   counts = np.bincount(labels[labels >= 0])
   return 100 * float((counts[query_labels] - 1).mean() / (len(labels) - 1))
 
@@ -105,12 +104,12 @@ def _chance(labels: np.ndarray, query_labels: np.ndarray) -> float:
 def plane(
   features: np.ndarray, method: str = 'tsne', seed: int = 0
 ) -> np.ndarray:
-  """Images as points: f32[N, 2].
+  """A map of images: points f32[N, 2].
 
   Args:
     features: f[N, D].
-    method: 'tsne' (of directions, so that it agrees with cosines; needs
-      scikit-learn) or 'pca'.
+    method: 'pca', or 'tsne' of unit features, as cosines are compared; it needs
+      scikit-learn.
     seed: of t-SNE.
 
   Raises:
@@ -131,18 +130,18 @@ def plane(
     raise UserError(
       "a t-SNE map needs scikit-learn: pip install scikit-learn, or take 'pca'"
     ) from e
-  x = _unit(features)
+  x = np.asarray(l2_normalize(np.float32(features)))
   if x.shape[1] > 50:
     x = components(x, min(50, len(x)))[0].astype(np.float32)
-  # Identical images have no first axis to start from.
+  # Identical images have no spread; avoid a division by 0.
   spread = components(x, 2)[0]
   start = spread / max(spread[:, 0].std(), 1e-12) * 1e-4
   perplexity = min(30.0, (len(x) - 1) / 3)
   tsne = TSNE(
     perplexity=perplexity, init=start.astype(np.float32), random_state=seed
   )
-  # Its threads wait for each other busily: where another process has a core,
-  # they take sixty times as long as one.
+  # Its threads spin while waiting for each other: beside another busy process
+  # they take sixty times as long as a single thread.
   with threadpool_limits(1):
     return tsne.fit_transform(x)
 
@@ -150,16 +149,16 @@ def plane(
 def plane_figures(
   features: np.ndarray, points: np.ndarray, labels: np.ndarray | None = None
 ) -> dict[str, float]:
-  """What the map keeps, and how many dimensions it comes from.
+  """Effective rank of the features, and how well the map keeps classes.
 
   Args:
     features: f[N, D].
     points: of the same images, f[N, 2].
-    labels: i[N]; -1 is none.
+    labels: i[N]; -1 if unknown.
 
   Returns:
-    effective_rank of the features and, with labels, same_label_on_map: how
-    many images in a hundred have one of their class nearest on the map.
+    effective_rank and, with labels, same_label_on_map: the percentage of images
+    whose nearest neighbour on the map is of their class.
   """
   classes = np.zeros(len(features)) if labels is None else labels
   sampled = data.balanced(classes, RANK_IMAGES)
@@ -175,11 +174,7 @@ def plane_figures(
 
 
 def _nearest(points: np.ndarray) -> np.ndarray:
-  """The nearest other point of each: f[N, 2] -> i64[N]."""
+  """The nearest other point of each point: f[N, 2] -> i64[N]."""
   _, near = cKDTree(points).query(points, 2)
-  own = near[:, 0] == np.arange(len(points))  # not so for equal points
+  own = near[:, 0] == np.arange(len(points))  # False for some equal points
   return np.where(own, near[:, 1], near[:, 0])
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-  return np.asarray(l2_normalize(jnp.asarray(x, jnp.float32)))

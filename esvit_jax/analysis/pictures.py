@@ -1,4 +1,4 @@
-"""The pictures of a run directory, and of a network."""
+"""The pictures of a run, and of a network."""
 
 import os
 import time
@@ -23,21 +23,24 @@ from esvit_jax.evals.neighbours import nearest_others
 
 IMAGES = 8
 MAPPED = 1000  # images on the map; t-SNE takes seconds
-ATTENDED = 3  # images whose attention is shown
-RECONSTRUCTED = 4  # images that a method shows its work on
-QUERIES, NEAREST = 5, 5  # images whose neighbours are shown, and how many
-JUDGED = 500  # images whose neighbours' labels are counted
-SHARE = 0.01  # of a run's time that pictures may take
-FIRST_GUESS = 10.0  # seconds to draw them
+ATTENDED = 3  # images whose attention is drawn
+RECONSTRUCTED = 4  # images whose reconstruction is drawn
+QUERIES, NEAREST = (
+  5,
+  5,
+)  # queries whose neighbours are drawn, neighbours of each
+JUDGED = 500  # queries whose neighbours' labels are counted
+SHARE = 0.01  # of a run's time that drawing may take
+FIRST_GUESS = 10.0  # seconds to draw all pictures
 
 
 class Gallery(NamedTuple):
-  """Images whose features are known.
+  """Images and their features.
 
   Attributes:
     features: f32[N, D].
     labels: i32[N].
-    classes: their names.
+    classes: names of classes.
     images: indices -> normalised images f32[n, H, W, C].
   """
 
@@ -48,10 +51,10 @@ class Gallery(NamedTuple):
 
 
 class Album:
-  """Keeps a run's pictures fresh without slowing it by more than SHARE."""
+  """Draws a run's pictures again and again, in at most SHARE of its time."""
 
   def __init__(self, job, directory: str, inspect: Callable):
-    """Draws nothing yet.
+    """Prepares; nothing is drawn yet.
 
     Args:
       job: of the run.
@@ -63,7 +66,7 @@ class Album:
     self._began, self._spent, self._guess = time.monotonic(), 0.0, FIRST_GUESS
 
   def update(self, state, gallery=None, last: bool = False) -> None:
-    """Draws, if there is time for it; the `last` state is always drawn."""
+    """Draws if there is time; always for the `last` state."""
     began = time.monotonic()
     allowed = SHARE * (began - self._began)
     if last or self._spent + self._guess <= allowed:
@@ -75,21 +78,21 @@ class Album:
 
 
 def draw(job, state, inspect, gallery, folder: str) -> list[str]:
-  """Draws a run's views, matches, and what its network makes of them.
+  """Draws views, matched regions, and features of the network handed on.
 
   Args:
     job: of the run.
-    state: its state; the network to hand on is drawn.
+    state: of the run.
     inspect: (variables, images) -> (Features, intermediates) of the backbone.
     gallery: labelled images, or None.
-    folder: for the pictures.
+    folder: of the pictures.
 
   Returns:
     Their paths.
   """
   whole = (state.params, state.teacher)
   if not all(x.is_fully_replicated for x in jax.tree.leaves(whole)):
-    return []  # pieces on other machines
+    return []  # other processes hold parts of it
 
   c = job.config.data
   state = jax.device_get(state)
@@ -130,7 +133,7 @@ def draw(job, state, inspect, gallery, folder: str) -> list[str]:
 
 
 def _variables(method, state) -> dict:
-  """Of the backbone that is handed on."""
+  """Variables of the backbone that is handed on."""
   params = state.teacher if method.network == 'teacher' else state.params
   stats = state.extra[method.network]
   variables = {'params': params['backbone']}
@@ -140,10 +143,10 @@ def _variables(method, state) -> dict:
 
 
 def of_images(folder, look, images, mean, std) -> list[str]:
-  """Draws regions as colours and, of backbones that keep it, attention.
+  """Draws colours of regions and, if the backbone has any, attention.
 
   Args:
-    folder: for the pictures.
+    folder: of the pictures.
     look: images -> (Features, intermediates), on the host.
     images: normalised f32[B, H, W, C].
     mean, std: per channel.
@@ -173,13 +176,13 @@ def of_gallery(
   """
   x, y = gallery.features, gallery.labels
   count = min(NEAREST, len(x) - 1)
-  # Drawn by one process of perhaps many: on its own devices.
+  # Only one process draws, so only its own devices are used.
   mesh = sharding.mesh(jax.local_devices())
   queries = data.balanced(y, QUERIES)
   near = nearest_others(x, queries, count, mesh)
-  shown = [pixels(gallery.images(queries), mean, std)]
-  for row in near.index:
-    shown.append(pixels(gallery.images(row), mean, std))
+  shown = [
+    pixels(gallery.images(rows), mean, std) for rows in (queries, *near.index)
+  ]
   labelled = y is not None and (y >= 0).all() and y.ndim == 1
   paths = [os.path.join(folder, 'neighbours.png')]
   neighbours_png(
@@ -208,7 +211,7 @@ def of_gallery(
 
 
 def _shown(job, state, views, folder: str) -> list[str]:
-  """What the method itself has to show."""
+  """Draws what the method shows of itself, such as reconstructions."""
   c, titles = job.config.data, {}
 
   @jax.jit

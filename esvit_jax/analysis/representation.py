@@ -1,10 +1,10 @@
-"""Which layers hold the same: centred kernel alignment (CKA).
+"""Similarity of layers: centred kernel alignment (CKA) from batches.
 
-arXiv 2010.15327, section 2, from batches: the unbiased HSIC of each batch is
-averaged, so the result does not depend on the batch size. MAE-Lite (arXiv
-2205.14443), section 4.1.
+arXiv 2010.15327, section 2: the unbiased HSIC is averaged over batches, so the
+result does not depend on the batch size. Used in MAE-Lite (arXiv 2205.14443),
+section 4.1.
 
-Axes: B images, n of them that are real, L layers.
+Axes: B images of which n are real, L layers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,16 +17,16 @@ import numpy as np
 from esvit_jax.analysis.attention import block_numbers
 from esvit_jax.errors import UserError
 
-FEWEST = 4  # images of a batch that the unbiased estimate needs
+MIN_IMAGES = 4  # of a batch, which the unbiased estimate needs
 OUTPUT = 'output'
 
 
 class Similarity(NamedTuple):
-  """How alike two networks' layers are, or those of one.
+  """Similarity of the layers of two networks, or of one with itself.
 
   Attributes:
     rows, columns: names of the layers of the first and the second network.
-    cka: f64[L, L']; NaN where a layer is the same for all images.
+    cka: f64[L, L']; NaN where a layer is constant over images.
     hsic: means of HSIC(K, K), HSIC(K, L) and HSIC(L, L), f64[L, L', 3].
   """
 
@@ -37,10 +37,10 @@ class Similarity(NamedTuple):
 
 
 def layer_names(features, intermediates: Mapping) -> list[str]:
-  """Names of what `layers` gives, in its order; of arrays or their shapes.
+  """Names of the entries of `layers` in order; takes arrays or shapes.
 
-  Dictionaries that leave jit or eval_shape have their keys sorted by letter,
-  so there `layers` itself does not tell the order.
+  jit and eval_shape sort the keys of dictionaries, so the order of `layers` is
+  lost there.
   """
   blocks = [x for x in intermediates if 'normed' in intermediates[x]]
   stages = [f'stage{i}' for i in range(len(features.stages))]
@@ -48,12 +48,11 @@ def layer_names(features, intermediates: Mapping) -> list[str]:
 
 
 def layers(features, intermediates: Mapping) -> dict[str, jax.Array]:
-  """The layers that are compared, all regions of an image side by side.
+  """The layers to compare, with all regions of an image concatenated.
 
-  Of a ViT these are the inputs of its blocks after their first norm, without
-  class tokens, then the output after the final norm; of other backbones the
-  maps after each stage, then the output. A classifier with a norm of its own
-  gives its backbone's grid through that norm, as published.
+  For a ViT these are the inputs of its blocks after their first norm, without
+  class tokens, then the output after the final norm; for other backbones the
+  maps after each stage, then the output.
 
   Args:
     features: of B images.
@@ -77,8 +76,8 @@ def layers(features, intermediates: Mapping) -> dict[str, jax.Array]:
 def grams(layers: Mapping[str, jax.Array]) -> jax.Array:
   """Inner products of all images, layer by layer: f32[L, B, B].
 
-  To be jitted together with the forward pass. The mean image is taken off,
-  which the estimate does not see but float32 does.
+  Jit it together with the forward pass. Subtracting the mean does not change
+  the estimate but makes float32 more accurate.
   """
 
   def gram(x):
@@ -90,7 +89,7 @@ def grams(layers: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def hsic(K: np.ndarray, L: np.ndarray) -> np.ndarray:
-  """Unbiased HSIC_1 of all pairs of Gram matrices; diagonals do not count.
+  """Unbiased HSIC_1 of all pairs of Gram matrices, ignoring diagonals.
 
     (tr(K L) + 1'K1 1'L1 / ((n-1)(n-2)) - 2 / (n-2) 1'K L1) / (n (n-3))
 
@@ -119,9 +118,9 @@ def compare(
   A last batch of fewer than 4 images is left out.
 
   Args:
-    stream: of each batch, Gram matrices under the first network f[L, B, B],
-      under the second (or the first again) f[L', B, B], and bool[B], its real
-      rows.
+    stream: for each batch the Gram matrices of the first network f[L, B, B],
+      those of the second (or the first again) f[L', B, B], and its real rows
+      bool[B].
     rows: names of the layers of the first.
     columns: of the second.
 
@@ -131,7 +130,7 @@ def compare(
   total, count = 0.0, 0
   for first, second, mask in stream:
     real = np.flatnonzero(np.asarray(mask))
-    if len(real) < FEWEST:
+    if len(real) < MIN_IMAGES:
       continue
     K, L = (np.asarray(x)[:, real][:, :, real] for x in (first, second))
     own = [np.array([hsic(x[None], x[None])[0, 0] for x in y]) for y in (K, L)]
@@ -147,7 +146,7 @@ def compare(
     count += 1
   if not count:
     raise UserError(
-      f'CKA needs batches of at least {FEWEST} images: raise '
+      f'CKA needs batches of at least {MIN_IMAGES} images: raise '
       '--config.batch_size, or take a larger set'
     )
   mean = total / count
@@ -163,10 +162,10 @@ def cka(hsic: np.ndarray) -> np.ndarray:
 
 
 def figures(similarity: Similarity) -> dict[str, float | None]:
-  """What a heat map says in a few numbers.
+  """A heat map in a few numbers.
 
-  Within a network: how much each layer changes. Between two of one depth:
-  how alike their layers of one number are.
+  `next_layer` is the mean similarity of consecutive layers, `same_layer` that
+  of layers of equal depth.
   """
   x = similarity.cka
   figures = {'first_to_last': x[0, -1], 'least': _least(x)}
@@ -178,7 +177,7 @@ def figures(similarity: Similarity) -> dict[str, float | None]:
 
 
 def table(similarity: Similarity) -> list[dict[str, str | float | None]]:
-  """The whole heat map, a row for each layer of the first network."""
+  """The heat map as a table, a row for each layer of the first network."""
   return [
     {'layer': name, **{c: _number(x) for c, x in zip(similarity.columns, row)}}
     for name, row in zip(similarity.rows, similarity.cka)

@@ -1,6 +1,6 @@
-"""Backbones: one file each, and one line here.
+"""Backbones: a file for each family, and a line here for each size.
 
-`backbone.Backbone` is what each of them has to offer.
+`backbone.Backbone` is their contract.
 """
 
 import dataclasses
@@ -20,21 +20,20 @@ from esvit_jax.models.vil import ViL
 from esvit_jax.models.vit import ViT
 from esvit_jax.models.vitdet import ViTDet
 
-# name -> (module, fields); every field can be overridden in the config.
-# Without fields are those whose sizes the config gives.
+FAMILIES = {
+  'swin': (Swin, swin.SIZES),
+  'cvt': (CvT, cvt.SIZES),
+  'resnet': (ResNet, resnet.SIZES),
+  'vil': (ViL, vil.SIZES),
+  'vit': (ViT, vit.SIZES),
+  'vitdet': (ViTDet, vitdet.SIZES),
+}
+# name -> (module, fields). Configs can override every field; the name of a
+# family has none, so that the config gives all sizes.
 BACKBONES = {
-  'swin': (Swin, {}),
-  **{name: (Swin, fields) for name, fields in swin.SIZES.items()},
-  'cvt': (CvT, {}),
-  **{name: (CvT, fields) for name, fields in cvt.SIZES.items()},
-  'resnet': (ResNet, {}),
-  **{name: (ResNet, fields) for name, fields in resnet.SIZES.items()},
-  'vil': (ViL, {}),
-  **{name: (ViL, fields) for name, fields in vil.SIZES.items()},
-  'vit': (ViT, {}),
-  **{name: (ViT, fields) for name, fields in vit.SIZES.items()},
-  'vitdet': (ViTDet, {}),
-  **{name: (ViTDet, fields) for name, fields in vitdet.SIZES.items()},
+  name: (module, fields)
+  for family, (module, sizes) in FAMILIES.items()
+  for name, fields in {family: {}, **sizes}.items()
 }
 
 
@@ -42,9 +41,8 @@ def build(config: Mapping) -> Backbone:
   """Makes a backbone.
 
   Args:
-    config: `name`, a key of BACKBONES; any fields of that backbone to set
-      otherwise, such as window, drop_path, dtype; and whether to take its
-      `debug` size.
+    config: `name`, a key of BACKBONES; any fields of the backbone, such as
+      window, drop_path, dtype; and `debug`, whether to use its debug size.
 
   Raises:
     UserError: an unknown name or field, a missing field, a bad value.
@@ -80,14 +78,14 @@ def build(config: Mapping) -> Backbone:
 
 
 def abstract_variables(backbone: Backbone, channels: int = 3) -> dict:
-  """Shapes and dtypes of a backbone's variables; computes nothing."""
+  """Shapes and dtypes of a backbone's variables."""
   side = backbone.image_size or IMAGE_SIZE
   image = jax.ShapeDtypeStruct((1, 1, side, side, channels), jnp.float32)
   return jax.eval_shape(backbone.init, jax.random.key(0), (image,))
 
 
 def _frozen(value):
-  """Lists from configs as tuples, which modules can hash."""
+  """Makes lists from configs tuples, which are hashable."""
   return tuple(value) if isinstance(value, list) else value
 
 

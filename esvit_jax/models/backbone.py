@@ -1,7 +1,7 @@
-"""The contract between a backbone and all that takes one.
+"""The contract of backbones.
 
 Training, layer-wise learning rates, fine-tuning, analyses, pictures and weights
-ask a backbone for what stands here and for nothing else.
+rely on what is defined here and on nothing else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-# Where a network does not say which images it is made for, pixels.
+# Side in pixels of the images for a backbone without an `image_size`.
 IMAGE_SIZE = 224
 
 
 class Features(NamedTuple):
-  """What a backbone returns for one group of views.
+  """The output of a backbone for one group of views.
 
   Attributes:
     view: pooled feature f[B, V, D].
     grid: region features after the final norm f[B, V, h, w, D].
     stages: map after each stage, before downsampling, f[B, V, h_i, w_i, C_i];
       the last is `grid` before the final norm.
-    blocks: one pooled feature per block f[B, V, C_b]; the last n of them side
-      by side are what published linear evaluations use.
+    blocks: one pooled feature per block f[B, V, C_b]; published linear
+      evaluations concatenate the last n of them.
   """
 
   view: jax.Array
@@ -116,7 +116,7 @@ def features_of_groups(blocks, grids, stages) -> tuple[Features, ...]:
 
 @struct.dataclass
 class Windows:
-  """What a backbone of windows sows as 'attention', of a single view.
+  """Attention in windows of a single view, as backbones sow it.
 
   Attributes:
     probs: f[B, W, heads, n, n]; the map is padded at the bottom and right to

@@ -13,7 +13,7 @@ import numpy as np
 from esvit_jax.models.positions import offset_index, places
 from esvit_jax.models.windows import padded
 
-# The 3x3 chunks around one, row by row, are numbered 0 to 8.
+# The 3x3 chunks around a chunk are numbered 0 to 8, row by row.
 ALL = np.arange(9)
 OWN = 4
 
@@ -22,8 +22,8 @@ def around(chunks: jax.Array, which: jax.Array) -> jax.Array:
   """The tokens of some of the nine chunks around each chunk.
 
   Args:
-    chunks: [B, V, r, c, n, C]; beyond the border all is zero.
-    which: i32[k], of 0 to 8; may be known at run time only.
+    chunks: [B, V, r, c, n, C]; tokens beyond the border are zero.
+    which: numbers of chunks i32[k], NumPy or traced.
 
   Returns:
     [B, V, r, c, k n, C].
@@ -37,10 +37,7 @@ def around(chunks: jax.Array, which: jax.Array) -> jax.Array:
 
 
 def on_map(shape: tuple[int, int], window: int, which: jax.Array) -> jax.Array:
-  """Which of the tokens of `around` lie on a map of `shape`: bool[r c, k n].
-
-  What is known when compiling stays with NumPy.
-  """
+  """Which tokens of `around` lie on a map of `shape` (h, w): bool[r c, k n]."""
 
   def line(length, offset):
     chunk = np.arange(padded(length, window) // window)[:, None] + offset[None]
@@ -53,7 +50,7 @@ def on_map(shape: tuple[int, int], window: int, which: jax.Array) -> jax.Array:
 
 
 def relative_position_index(window: int) -> np.ndarray:
-  """Row of the bias table for each query of a chunk and key of the nine.
+  """Row of the bias table for each query of a chunk and key of its nine.
 
   The table has (4 window - 1)^2 rows, one for each offset.
 

@@ -15,14 +15,13 @@ class Classifier(nn.Module):
   Attributes:
     backbone: any of `models.BACKBONES`.
     classes: number of logits.
-    pool: what the head reads.
-      'gap': fc_norm(mean of the last map before any final norm), MAE's way;
-      'cls', 'mean': the backbone's own view feature, be it a class token or
-      a mean;
+    pool: input of the head.
+      'gap': a norm of the mean of the last map before any final norm (MAE);
+      'cls', 'mean': the backbone's view feature, a class token or a mean;
       'cls_mean': [view, mean of the normed regions] through a hidden layer
-      with GELU, SiT's way.
-    head_std: deviation of the head's first weights. 0.02; MAE's own script
-      has 2e-5, and 0.02 / 1000 is used with relative positions.
+      with GELU (SiT).
+    head_std: standard deviation of the head's initial weights. MAE's script
+      and recipes with relative positions use 2e-5.
   """
 
   backbone: nn.Module

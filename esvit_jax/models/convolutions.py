@@ -1,7 +1,7 @@
-"""What backbones of convolutions and batch norm share.
+"""Layers that convolutional backbones share.
 
-Maps are [B, V, h, w, C]: B images, V views of a group. Each group goes through
-by itself, for its batch statistics are its own.
+Maps are [B, V, h, w, C]: B images, V views of a group. Each group is a forward
+pass of its own, because it has its own batch statistics.
 """
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from esvit_jax.models.layers import DropPath, pack, unpack
 
 
 class Pointwise(nn.Module):
-  """A 1x1 convolution, as one product; the kernel is that of a convolution."""
+  """A 1x1 convolution, computed as a matrix product."""
 
   features: int
   kernel_init: nn.initializers.Initializer

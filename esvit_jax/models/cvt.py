@@ -1,9 +1,9 @@
 """CvT (arXiv 2103.15808) as EsViT trains it: windows, no positions.
 
-A depth-wise convolution before queries, keys and values tells where tokens
-are; its batch norm takes the whole batch. Each group of views is a forward of
-its own, as published: its statistics are its own, and running statistics move
-once for each group, in their order.
+A depth-wise convolution before queries, keys and values encodes positions; it
+is followed by batch norm. As published, each group of views is a forward pass
+of its own, with its own batch statistics; running statistics are updated once
+for each group, in order.
 
 Axes: B images, V views of a group, h w a map, W windows, n tokens of a window,
 a head, d = C / heads.
@@ -28,7 +28,7 @@ from esvit_jax.models.patches import check_images
 from esvit_jax.models.stages import check_stages, stage_layer_ids
 from esvit_jax.models.windows import from_windows, pad, to_windows
 
-# Kernel, stride and zeros around, in front of the first stage and of others.
+# Kernel, stride and padding of the embedding of the first and of later stages.
 FIRST, LATER = (7, 4, 2), (3, 2, 1)
 
 # name -> fields, as `models.BACKBONES` lists them
@@ -48,8 +48,8 @@ class CvT(Backbone, kw_only=True):
   Attributes:
     dims, depths, heads: of each stage.
     window: largest window side in tokens; smaller maps are one window.
-    image_size: side in pixels of the images it is made for. Other sizes use
-      the same weights; nothing depends on it.
+    image_size: side in pixels of the images it is made for. Nothing depends on
+      it.
   """
 
   dims: tuple[int, ...]
@@ -162,10 +162,10 @@ class Block(nn.Module):
 
 
 class WindowAttention(nn.Module):
-  """softmax(q k^T / sqrt(C)) v in windows; q, k, v see their neighbours.
+  """softmax(q k^T / sqrt(C)) v in windows, after a convolution.
 
-  Published, and kept: the scale is that of the whole width C, not of a head;
-  pads come before the projection, count in its batch statistics and are not
+  As published, the scale is that of the whole width C, not of a head; pads are
+  added before the projection, count in its batch statistics and are not
   masked; the convolution crosses the borders of windows.
   """
 

@@ -73,8 +73,8 @@ class Prototypes(nn.Module):
 
   @nn.compact
   def __call__(self) -> jax.Array:
-    # Published: v keeps PyTorch's default, since it is made after the others
-    # are initialised.
+    # As published, v keeps PyTorch's default initialisation, because it is
+    # created after the others are initialised.
     v = self.param('v', torch_default_init(self.dim), (self.count, self.dim))
     g = self.param('g', nn.initializers.ones, (self.count, 1))
     if self.fixed_length:

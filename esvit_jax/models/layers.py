@@ -1,9 +1,9 @@
-"""What all backbones share: packing and small layers.
+"""Layers and initialisers that backbones share, and packing of groups.
 
-Axes: B images, V views of a group, h w a map, T tokens of all groups in a row,
-C channels. Groups of views may differ in size; everything that looks at one
-token at a time runs on all of them at once, packed as [B, T, C]. Packing is on
-axis 1 and never on axis 0, which is split over devices.
+Axes: B images, V views of a group, h w a map, T tokens of all groups, C
+channels. Groups of views may differ in size; layers that act on single tokens
+run on all groups at once, packed as [B, T, C]. Groups are concatenated along
+axis 1, never along axis 0, which is split over devices.
 """
 
 import math
@@ -38,8 +38,8 @@ def unpack(tokens: jax.Array, shapes: Sequence[Shape]) -> list[jax.Array]:
 
 def layer_norm(name: str, dtype=jnp.float32) -> nn.LayerNorm:
   """LayerNorm with the eps of Swin and ViT as EsViT trains them."""
-  # Upstream Swin has 1e-5. Two passes over a row cost nothing beside reading
-  # it and keep digits that E[x^2] - E[x]^2 loses.
+  # Upstream Swin has 1e-5. The two-pass variance is as fast, since memory is
+  # the bottleneck, and more accurate than E[x^2] - E[x]^2.
   return nn.LayerNorm(1e-6, dtype=dtype, use_fast_variance=False, name=name)
 
 
@@ -49,13 +49,12 @@ def linear_init(
   """Weights of linear layers.
 
   Args:
-    scale: 'published' (std 0.02; the cut at +-2 of the published code is a
-      hundred deviations away); 'fan_in' (std 1/sqrt(fan in), for networks so
-      narrow that 0.02 lets no signal through); 'mae' (Xavier uniform); 'moco'
-      (likewise, each part of a layer for itself); 'rpe' (0.02, and less in
-      what deep blocks add to their input).
-    parts: matrices side by side in this one, 3 of queries, keys and values.
-    depth: number of the block, from 1, whose output this makes; 0 otherwise.
+    scale: 'published' (std 0.02; the published truncation at +-2 is a hundred
+      deviations away); 'fan_in' (std 1/sqrt(fan in), for networks too narrow
+      for 0.02); 'mae' (Xavier uniform); 'moco' (the same for each part of a
+      layer); 'rpe' (0.02, smaller in the last layers of deep blocks).
+    parts: number of concatenated matrices: 3 for queries, keys and values.
+    depth: number, from 1, of the block whose last layer this is; 0 otherwise.
   """
   if scale == 'published':
     return nn.initializers.normal(0.02)
@@ -96,9 +95,9 @@ def uniform_init(bound: float) -> nn.initializers.Initializer:
 
 
 class DropPath(nn.Module):
-  """Drops a residual branch for a random part of the views (1603.09382).
+  """Drops a residual branch in random views (stochastic depth, 1603.09382).
 
-  Each view of each image draws for itself; kept ones are scaled by 1/keep.
+  Views of an image are dropped independently; kept ones are scaled by 1/keep.
   """
 
   rate: float
@@ -141,10 +140,10 @@ class Mlp(nn.Module):
 
 
 class BatchNorm(nn.Module):
-  """Batch norm as PyTorch has it, over all axes but the last.
+  """Batch norm like PyTorch's, over all axes but the last.
 
   Under jit on a mesh the statistics are those of the global batch. The running
-  variance is the unbiased one, which flax's own BatchNorm does not keep.
+  variance is unbiased, unlike that of flax's BatchNorm.
   """
 
   affine: bool = True

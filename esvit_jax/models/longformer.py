@@ -1,8 +1,8 @@
-"""Attention of Vision Longformer: within 3x3 chunks, or to everything.
+"""Attention of Vision Longformer: within 3x3 chunks, or global.
 
 Axes: B images, V views, h w a map, g global tokens of a view, which come
 before its map, T tokens of all groups, W chunks of all groups, n = window^2
-tokens of a chunk, m the chunks a chunk sees, a head, d = C / heads.
+tokens of a chunk, m chunks that a chunk attends to, a head, d = C / heads.
 """
 
 import jax
@@ -20,12 +20,12 @@ MASKED = np.finfo(np.float32).min  # -inf, yet with finite gradients
 
 
 class SparseAttention(nn.Module):
-  """Tokens see the chunks around theirs and global tokens, which see all.
+  """Attention of tokens to nearby chunks and to global tokens.
 
     map token:    softmax over [g global tokens | m n tokens of chunks]
     global token: softmax over [g global tokens | h w tokens of the map]
 
-  Both have the same projections. Pads and chunks beyond the border are masked.
+  Both use the same projections. Pads and chunks beyond the border are masked.
   """
 
   heads: int
@@ -87,12 +87,12 @@ class SparseAttention(nn.Module):
     return nn.Dense(C, name='proj', **linear)(pack(views))
 
   def _which(self, train: bool):
-    """The chunks seen: i32[m], known at run time only if drawn."""
+    """Numbers of the chunks to attend to, i32[m]; traced if drawn."""
     if self.mode == -1:
       return np.array([chunks.OWN])
     if self.mode == 0 or not train:
       return chunks.ALL
-    # Published: Python's global generator, and a draw for each size of crop.
+    # The published code draws once for each size of crop.
     return jnp.stack([chunks.OWN, draw_neighbour(self.make_rng('neighbour'))])
 
 
@@ -134,13 +134,13 @@ class FullAttention(nn.Module):
 
 
 def attend(q, kv, bias, real=None) -> tuple[jax.Array, jax.Array]:
-  """softmax(q k^T / sqrt(d) + bias) v, in W sets of tokens apart.
+  """softmax(q k^T / sqrt(d) + bias) v within each of W sets of tokens.
 
   Args:
     q: f[B, W, L, C].
-    kv: keys and values side by side, f[B, W, S, 2 C].
+    kv: concatenated keys and values, f[B, W, S, 2 C].
     bias: f[a, L, S].
-    real: keys to see, bool[W, S]; all by default.
+    real: keys that are not masked, bool[W, S]; all by default.
 
   Returns:
     f[B, W, L, C], and the softmax f32[B, W, a, L, S].
@@ -162,18 +162,18 @@ def attend(q, kv, bias, real=None) -> tuple[jax.Array, jax.Array]:
 
 
 def draw_neighbour(key) -> jax.Array:
-  """One of the eight chunks around a chunk; see `chunks.around`."""
+  """A random one of the eight chunks around a chunk; see `chunks.around`."""
   i = jax.random.randint(key, (), 0, 8)
   return i + (i >= chunks.OWN)
 
 
 def lines(shapes: tuple[Shape, ...], global_tokens: int) -> list[Shape]:
-  """(V, h, w) of maps -> (V, g + h w) of their tokens with the global ones."""
+  """Shapes (V, h, w) of maps -> (V, g + h w), with their global tokens."""
   return [(V, global_tokens + h * w) for V, h, w in shapes]
 
 
 def global_biases(module: nn.Module, heads: int, g: int):
-  """Parameters of `module`, if it has global tokens.
+  """Parameters of `module`: biases of its g global tokens.
 
   Returns:
     g2l f[2, a, g], of global queries and of global keys; g2g f[a, g, g].
@@ -202,9 +202,8 @@ def to_global(g2l, count: int) -> jax.Array:
 def expanded_bias(table: jax.Array, side: int, count: int) -> jax.Array:
   """Biases f[a, count, count] among the tokens of a map.
 
-  As published, another map takes the biases of all pairs of tokens of a
-  `side` x `side` map for an image and resizes that, instead of looking its own
-  offsets up.
+  As published, maps of another size resize the matrix of biases of a `side` x
+  `side` map as an image, instead of looking up their own offsets.
   """
   bias = table[window_index(side)]  # side^2 side^2 a
   if count != side**2:

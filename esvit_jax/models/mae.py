@@ -1,8 +1,8 @@
-"""Masked auto-encoder (2111.06377), and what distils into it (2205.14443).
+"""Masked auto-encoder (2111.06377) with parts for distillation (2205.14443).
 
-Axes: B images, L patches of an image, k of them seen, P = p p channels numbers
-of a patch in the order (row, column, channel), a and t heads of student and
-teacher, n = 1 + k tokens.
+Axes: B images, L patches of an image, k of them visible, P = p p channels
+values of a patch in the order (row, column, channel), a and t heads of student
+and teacher, n = 1 + k tokens.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ from esvit_jax.models.vit import BlockTrace
 
 
 class Outputs(NamedTuple):
-  """What a masked auto-encoder makes of images.
+  """The output of a masked auto-encoder.
 
   Attributes:
     pred: predicted patches f32[B, L, P].
     traces: of the encoder's blocks, see `vit.BlockTrace`.
-    logits: attention before the softmax to be matched, through the adapter to
-      the teacher's heads, f32[B, t, n, n]; None without an adapter.
-    hidden: hidden states to be matched, through their adapters, f[B, n, D_t].
+    logits: attention logits to match, adapted to the teacher's heads,
+      f32[B, t, n, n]; None without an adapter.
+    hidden: hidden states to match, adapted to the teacher's, f[B, n, D_t].
   """
 
   pred: jax.Array
@@ -41,18 +41,17 @@ class Outputs(NamedTuple):
 
 
 class MAE(nn.Module):
-  """A ViT that sees a part of the patches, and a decoder of all pixels.
+  """A ViT over the visible patches, and a decoder of all pixels.
 
   Attributes:
     backbone: the encoder, a `vit.ViT`.
     decoder_dim, decoder_depth, decoder_heads: of the decoder's blocks.
-    decode_at: the decoder reads the encoder after so many blocks; 0: all.
-    tail: one more block that ends at its attention logits: decoupled
-      distillation (2404.12210).
-    match: number of the block, from 1, whose logits are matched; the tail's
-      if there is one.
+    decode_at: number of encoder blocks before the decoder; 0: all.
+    tail: whether one more block computes the attention logits to match:
+      decoupled distillation (2404.12210).
+    match: number of the block, from 1, whose logits are matched without a tail.
     teacher_heads: heads of the teacher's logits; 0: no distillation.
-    hidden: hidden states that are matched, see `hidden_state`.
+    hidden: hidden states to match, see `hidden_state`.
     teacher_dim: width of the teacher.
   """
 
@@ -96,16 +95,16 @@ class MAE(nn.Module):
         setattr(self, f'hidden_adapter{i}', adapter)
 
   def __call__(self, images, order, k: int, train: bool = False) -> Outputs:
-    """Encodes the first `k` patches of an order, and predicts all.
+    """Encodes the first `k` patches in an order, and predicts all.
 
     Args:
       images: f[B, H, W, channels].
       order: a permutation of the patches of each image, i32[B, L].
-      k: patches that are seen.
+      k: number of visible patches.
       train: whether drop path is on.
     """
     traces = self.backbone.encode_visible(images, order[:, :k], train)
-    # As published: the final norm comes before the decoder wherever it reads.
+    # As published, the final norm precedes the decoder after any block.
     latent = traces[self.decode_at - 1].output
     _, H, W, channels = images.shape
     size = (H // self.backbone.patch, W // self.backbone.patch)
@@ -125,7 +124,7 @@ class MAE(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Blocks over seen patches and mask tokens in their places, to pixels."""
+  """Blocks over visible patches and mask tokens; predicts pixels."""
 
   dim: int
   depth: int
@@ -194,7 +193,7 @@ class Tail(nn.Module):
 class HeadAdapter(nn.Module):
   """Mixes heads linearly, a 1x1 convolution: f[B, a, n, n] -> f[B, t, n, n].
 
-  Published and kept: it is there even where the numbers of heads agree.
+  As published, it exists even if both have the same number of heads.
   """
 
   heads: int
@@ -207,12 +206,12 @@ class HeadAdapter(nn.Module):
 
 
 def hidden_state(traces: Sequence[BlockTrace], i: int) -> jax.Array:
-  """What block i (from 0) reads, normed; after the last, the final output."""
+  """The normed input of block i, from 0; beyond the last, the final output."""
   return traces[i].normed if i < len(traces) else traces[-1].output
 
 
 def patch_moments(patches) -> tuple[jax.Array, jax.Array]:
-  """Mean and deviation of each patch, f[B, L, 1]; the variance has P - 1."""
+  """Mean and (unbiased) deviation of each patch, f[B, L, 1]."""
   mean = patches.mean(-1, keepdims=True)
   var = patches.var(-1, keepdims=True, ddof=1)
   return mean, jnp.sqrt(var + 1e-6)

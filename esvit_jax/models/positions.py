@@ -1,4 +1,4 @@
-"""Positions of regions: fixed tables, resizing, offsets."""
+"""Position embeddings: fixed tables, resizing, relative offsets."""
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,16 @@ def mae_table(dim: int, side: int) -> np.ndarray:
     code(t) = [sin(t w_0), ..., sin(t w_J), cos(t w_0), ..., cos(t w_J)]
     row of a patch = [code(column) | code(row)],    w_j = 10000^(-j / (dim/4))
 
-  Found in float64. The class token's row is zero.
+  It is computed in float64. The class token's row is zero.
   """
   code = _code(np.arange(side, dtype=np.float64), dim)
   return _table(code, first='column')
 
 
 def moco_table(dim: int, side: int) -> np.ndarray:
-  """MoCo-v3's table: MAE's with the halves the other way round.
+  """MoCo-v3's table: MAE's with its halves swapped.
 
-  Found in float32, so its last digits differ too.
+  It is computed in float32, so its last digits differ too.
   """
   code = _code(np.arange(side, dtype=np.float32), dim)
   return _table(code, first='row')
@@ -34,9 +34,8 @@ def resize_positions(
 ) -> jax.Array:
   """The position embedding f[1, 1 + N, C] for a map of `size` (rows, columns).
 
-  The class token's part stays; the rest is resized as an image. For square
-  maps the factor is the published sqrt(h w / N), or with `extra` added to the
-  sides of the map.
+  The class token's row stays, the others are resized as an image. `extra` is
+  added to the sides of the map in the factor of resizing.
   """
   cls, patches = embedding[:, :1], embedding[0, 1:]
   side = round(len(patches) ** 0.5)
@@ -77,8 +76,8 @@ def window_index(side: int) -> np.ndarray:
 def grid_index(side: int) -> np.ndarray:
   """`window_index` with a class token in front: i64[1 + side^2, 1 + side^2].
 
-  The last three rows of the table are from the class token to any, from any
-  to it, and from it to itself.
+  The last three rows of the table are from the class token to regions, from
+  regions to it, and from it to itself.
   """
   rows = (2 * side - 1) ** 2
   index = np.pad(window_index(side), ((1, 0), (1, 0)))

@@ -1,4 +1,4 @@
-"""Heads of MoCo-v3 and SiT: perceptrons, and one that makes pixels."""
+"""Heads of MoCo-v3 and SiT: projectors, and the reconstruction of pixels."""
 
 import math
 
@@ -20,12 +20,12 @@ ACTIVATIONS = {
 
 
 class Projector(nn.Module):
-  """Linear layers with batch norm after each, without a gain after the last.
+  """Linear layers, each with batch norm; the last norm has no gain.
 
   Attributes:
     hidden, out_dim: widths of the hidden layers and of the output.
-    activations: after each hidden layer, 'relu' or 'gelu'. MoCo-v3 has two
-      of 'relu' and one in its predictor; SiT, published so, 'relu' and 'gelu'.
+    activations: 'relu' or 'gelu' for each hidden layer. MoCo-v3 has two of
+      'relu', and one in its predictor; SiT, as published, 'relu' and 'gelu'.
     use_bias: whether linear layers have biases, which batch norm cancels.
     init_scale: see `layers.linear_init`; or 'torch' for PyTorch's default.
     dtype: of the products.
@@ -40,10 +40,10 @@ class Projector(nn.Module):
 
   @nn.compact
   def __call__(self, x, train: bool = False) -> jax.Array:
-    """Features f[..., D] -> projections f32[..., out_dim], of any length.
+    """Features f[..., D] -> projections f32[..., out_dim], not normalised.
 
     Args:
-      x: statistics are those of all axes but the last together.
+      x: features; batch statistics are over all axes but the last.
       train: batch norm uses (and keeps track of) the batch's statistics.
     """
     for i in range(len(self.activations) + 1):
@@ -66,14 +66,14 @@ class Projector(nn.Module):
 
 
 class ReconstructionHead(nn.Module):
-  """SiT's: the pixels of each region, from its feature.
+  """SiT's head: predicts the pixels of each region from its feature.
 
   Three linear layers with GELU, then a transposed convolution of stride p:
   out[p i + a, p j + b] = x[i, j] . kernel[a, b] + bias.
 
   Attributes:
     channels: of the images.
-    patch: p, pixels from one region to the next.
+    patch: stride p of regions in pixels.
     init_scale: see `layers.linear_init`.
     dtype: of the products.
   """
@@ -92,7 +92,7 @@ class ReconstructionHead(nn.Module):
       init = linear_init(self.init_scale)
       x = nn.Dense(D, kernel_init=init, dtype=self.dtype, name=f'fc{i}')(x)
       x = nn.gelu(x, approximate=False)
-    # PyTorch's default, with the fan-in it takes for this layer.
+    # PyTorch's default, with its fan-in for this layer.
     init = torch_default_init(p * p * C)
     kernel = self.param('kernel', init, (D, p, p, C))
     bias = self.param('bias', init, (C,))
@@ -107,7 +107,7 @@ class ReconstructionHead(nn.Module):
 
 
 def stride(backbone: nn.Module, size: tuple[int, int], channels: int) -> int:
-  """Pixels from one region of a backbone to the next.
+  """Stride of a backbone's regions in pixels.
 
   Args:
     backbone: any.

@@ -1,8 +1,7 @@
 """ResNet with bottlenecks (arXiv 1512.03385), torchvision's v1.5.
 
-Each group of views is a forward of its own, as published: its batch
-statistics are its own, and running statistics move once for each group, in
-their order.
+As published, each group of views is a forward pass of its own, with its own
+batch statistics; running statistics are updated once for each group, in order.
 
 Axes: B images, V views of a group, h w a map, C channels.
 """
@@ -35,10 +34,8 @@ class ResNet(Backbone, kw_only=True):
     depths: bottlenecks of each stage.
     width: channels inside the first stage's bottlenecks; they double with
       each stage.
-    image_size: side in pixels of the images it is made for. Other sizes use
-      the same weights; nothing depends on it.
-    drop_path: rate at the last bottleneck; rises linearly from 0 at the
-      first. Published ResNets have 0.
+    image_size: side in pixels of the images it is made for. Nothing depends on
+      it.
     init_scale: 'published' is Kaiming's, normal by fan out, for ReLU.
   """
 

@@ -1,4 +1,4 @@
-"""What backbones of several stages share: checks, and the order of blocks."""
+"""Backbones of several stages: checks of sizes, and layers of parameters."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from esvit_jax.errors import UserError
 def check_stages(
   dims: Sequence[int], depths: Sequence[int], heads: Sequence[int]
 ) -> None:
-  """Raises UserError unless there is one of each for every stage."""
+  """Raises UserError unless every stage has valid sizes."""
   if not len(dims) == len(depths) == len(heads) > 0:
     raise UserError(
       f'dims {dims}, depths {depths} and heads {heads} of the model need one '
@@ -27,13 +27,13 @@ def check_stages(
 def stage_layer_ids(
   depths: Sequence[int], stem: Sequence[str], between: Sequence[str] = ()
 ) -> dict[str, int]:
-  """The layers of a backbone whose blocks are called stage0_block0 and so on.
+  """`Backbone.layer_ids` if blocks are called stage0_block0 and so on.
 
   Args:
-    depths: blocks of each stage.
-    stem: names of what makes tokens.
-    between: names of what stands between two stages, if anything does; it
-      counts as part of the block after it.
+    depths: number of blocks of each stage.
+    stem: names of the modules that make tokens.
+    between: names of modules between stages, if any; they belong to the block
+      after them.
   """
   ids = dict.fromkeys(stem, 0)
   block = 0

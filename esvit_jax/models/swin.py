@@ -1,9 +1,8 @@
 """Swin Transformer (arXiv 2103.14030) as EsViT trains it.
 
-Crops of all sizes go through together: their tokens packed as [B, T, C] for
-norms and linear layers, their windows packed as [B, W, n, C] for attention.
-Nothing crosses from one view to another, so the numbers are those of separate
-passes.
+Crops of all sizes are one forward pass: their tokens are packed as [B, T, C]
+for norms and linear layers, and as windows [B, W, n, C] for attention. Views do
+not interact, so the result equals that of separate passes.
 
 Axes: B images, V views, h w a map, T tokens of all groups, W windows of all
 groups, n = window^2 tokens of a window, a head, d = C / heads.
@@ -94,8 +93,8 @@ class Swin(Backbone, kw_only=True):
     dims, depths, heads: of each stage.
     window: largest window side in tokens.
     patch: side of a patch in pixels.
-    image_size: reference side in pixels. It alone fixes the window and shift
-      of each stage, so that crops of other sizes use the same weights.
+    image_size: reference side in pixels. It determines the window and shift of
+      each stage, so that crops of other sizes use the same weights.
   """
 
   dims: tuple[int, ...]
@@ -193,9 +192,9 @@ class Block(nn.Module):
 class WindowAttention(nn.Module):
   """softmax(q k^T / sqrt(d) + bias + mask) v within (shifted) windows.
 
-  Maps are padded to whole windows. A pad token is zero, so its q, k and v are
-  the projection's bias: real tokens alone are projected and the bias is added
-  once the pads are there. Pads are not masked, as published.
+  Maps are padded to whole windows. q, k and v of a zero pad are the bias of the
+  projection, so only real tokens are projected, and the bias is added after
+  padding. As published, pads are not masked.
   """
 
   heads: int
@@ -242,7 +241,7 @@ class WindowAttention(nn.Module):
 
 
 class Merge(nn.Module):
-  """Halves the map: four neighbours side by side, norm, linear."""
+  """Halves the map: concatenates 2x2 neighbours, norm, linear."""
 
   dim: int
   init_scale: str
@@ -256,7 +255,7 @@ class Merge(nn.Module):
       x = jnp.pad(x, ((0, 0), (0, 0), (0, h % 2), (0, w % 2), (0, 0)))
       h, w = x.shape[2] // 2, x.shape[3] // 2
       x = x.reshape(B, V, h, 2, w, 2, C)
-      # Published order of the four: the row changes first.
+      # In the published order of the four, the row changes first.
       x = x.transpose(0, 1, 2, 4, 5, 3, 6)  # B V h w column row C
       merged.append(x.reshape(B, V, h, w, 4 * C))
     shapes = tuple(x.shape[1:-1] for x in merged)

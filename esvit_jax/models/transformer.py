@@ -1,4 +1,4 @@
-"""Blocks of ViTs: attention among all tokens of a view, and a perceptron.
+"""Blocks of ViTs: attention among all tokens of a view, and an MLP.
 
 Axes: B images, V views, n tokens of a view, T tokens of all groups, C
 channels, a head, d = C / heads.

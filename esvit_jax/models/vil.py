@@ -1,8 +1,8 @@
 """Vision Longformer (arXiv 2103.15358) as EsViT trains it.
 
-Early stages attend within 3x3 chunks of their map and to a few global tokens,
-late ones to everything. Crops of all sizes go through together: their tokens
-packed as [B, T, C], the global tokens of a view before its map.
+Early stages attend within 3x3 chunks of their map and to a few global tokens;
+late stages have global attention. Crops of all sizes are one forward pass, with
+tokens packed as [B, T, C], the global tokens of a view before its map.
 
 Axes: B images, V views, h w a map, g global tokens of a view, T tokens of all
 groups, C channels.
@@ -51,17 +51,17 @@ class ViL(Backbone, kw_only=True):
 
   Attributes:
     dims, depths, heads: of each stage.
-    sparse: whether a stage attends within chunks or to everything.
-    global_tokens: number of them in each stage. Each stage begins with new
-      ones. Where there are any, the first speaks for the view.
+    sparse: whether each stage attends within chunks or globally.
+    global_tokens: number of global tokens of each stage, which are new in each.
+      The first, if there is one, is the view feature.
     patches: side of a patch, in pixels in the first stage, else in tokens of
       the stage before.
     window: side of a chunk in tokens.
-    mode: what a chunk sees in sparse stages: 0 the 3x3 chunks around it, -1
-      only itself, 1 as 0 but in training itself and one random neighbour,
-      drawn for each layer and the whole batch from the rng 'neighbour'.
-    image_size: side in pixels that full attention's biases are made for;
-      they are resized for others.
+    mode: chunks that a chunk attends to in sparse stages: 0 the 3x3 chunks
+      around it, -1 only itself, 1 as 0, but in training itself and one random
+      neighbour, drawn for each layer and the whole batch from rng 'neighbour'.
+    image_size: side in pixels that the biases of global attention are made for;
+      they are resized for other sizes.
   """
 
   dims: tuple[int, ...]
@@ -117,7 +117,7 @@ class ViL(Backbone, kw_only=True):
   def layer_ids(self) -> dict[str, int]:
     ids, block = {}, 0
     for i, depth in enumerate(self.depths):
-      # What embeds goes with the block after it.
+      # The embedding belongs to the block after it.
       ids[f'layer{i + 1}_0'] = block + 1 if i else 0
       for j in range(depth):
         block += 1
@@ -173,7 +173,7 @@ class ViL(Backbone, kw_only=True):
     return features_of_groups(blocks, _maps(views, shapes), stages)
 
   def _whole_patches(self, x, stage: int):
-    """A map less what is too little for a patch; images have to be whole."""
+    """Crops a map to whole patches; images have to consist of whole ones."""
     if stage == 0:
       return x
     p, (h, w) = self.patches[stage], x.shape[2:4]
@@ -183,7 +183,7 @@ class ViL(Backbone, kw_only=True):
         f'a view is too small: stage {stage + 1} of the model gets a map of '
         f'{h}x{w} for patches of {p}; use {least}x{least} px or more'
       )
-    # As published, where the strided convolution drops them.
+    # As published: a strided convolution drops the others.
     return x[:, :, : h // p * p, : w // p * p]
 
 

@@ -18,10 +18,10 @@ from esvit_jax.models.patches import PatchEmbed, patchify
 from esvit_jax.models.positions import mae_table, moco_table, resize_positions
 from esvit_jax.models.transformer import Block
 
-# MAE's: fixed positions, features that are means. MoCo-v3's.
+# MAE has fixed positions and mean features, MoCo-v3 fixed positions.
 _MAE = {'positions': 'mae', 'init_scale': 'mae', 'pool': 'mean'}
 _MOCO = {'positions': 'moco', 'init_scale': 'moco'}
-# MAE-Lite's heads: more than DeiT's.
+# With the numbers of heads of MAE-Lite, which exceed DeiT's.
 _SIZES = {
   'tiny': {'dim': 192, 'depth': 12, 'heads': 12},
   'small': {'dim': 384, 'depth': 12, 'heads': 12},
@@ -60,13 +60,13 @@ CHOICES = {
 
 
 class BlockTrace(NamedTuple):
-  """What a block made of n tokens.
+  """Activations of a block.
 
   Attributes:
-    normed: its input after its first norm, f[B, n, dim].
-    logits: its attention before the softmax, f32[B, a, n, n].
-    tokens: its output.
-    output: its output after the network's final norm.
+    normed: the input after the first norm, f[B, n, dim].
+    logits: attention before the softmax, f32[B, a, n, n].
+    tokens: the output.
+    output: the output after the network's final norm.
   """
 
   normed: jax.Array
@@ -81,22 +81,20 @@ class ViT(Backbone, kw_only=True):
   Attributes:
     dim, depth, heads: width, number of blocks, attention heads.
     patch: side of a patch in pixels.
-    image_size: side in pixels the position embedding is made for; it is
-      resized for others.
-    positions: what the position embedding starts as: 'learned' (noise), or
-      the sines and cosines of 'mae' or 'moco'. Whether it then learns is the
-      optimiser's matter.
-    pool: the view feature: the class token ('cls') or the 'mean' of the
-      patches, after the final norm.
-    final_norm: False leaves the last norm out; a classifier with a norm of
-      its own has none.
-    rel_pos: a learned bias of the attention for each offset between patches.
-    layer_scale: what the gains of the blocks' outputs start as; 0: no gains.
-    qkv_bias: biases of queries, keys and values, or of 'qv' only.
-    resize_extra: added to the sides of a map before positions are resized to
-      it. SiT's 0.1, a guard against rounding, moves them visibly.
-    taps: blocks, counted from 1, whose maps are `stages`, the last of them the
-      last block; by default that one alone.
+    image_size: side in pixels that the position embedding is made for; it is
+      resized for other sizes.
+    positions: initial position embedding: 'learned' (noise), or the sines and
+      cosines of 'mae' or 'moco'. The optimiser decides whether it is trained.
+    pool: the view feature after the final norm: the class token ('cls') or the
+      'mean' of the patches.
+    final_norm: whether there is one; classifiers with their own norm have none.
+    rel_pos: whether attention has a learned bias for each relative position.
+    layer_scale: initial gains of the outputs of blocks; 0: no gains.
+    qkv_bias: which of queries, keys and values have biases, 'qkv' or 'qv'.
+    resize_extra: added to the sides of a map when positions are resized to it:
+      0.1 in DINO and SiT, against rounding, which shifts positions visibly.
+    taps: numbers, from 1, of the blocks whose maps are `stages`; the last is
+      the last block. By default it is the only one.
   """
 
   dim: int
@@ -220,7 +218,7 @@ class ViT(Backbone, kw_only=True):
   def encode_visible(
     self, images, ids, train: bool = False
   ) -> tuple[BlockTrace, ...]:
-    """Sees some patches of each image only, in any order.
+    """Encodes some patches of each image, in any order.
 
     Args:
       images: f[B, H, W, channels].
@@ -228,7 +226,7 @@ class ViT(Backbone, kw_only=True):
       train: whether drop path is on.
 
     Returns:
-      One trace per block, of n = 1 + k tokens: the class token, then the
+      A trace for each block, of n = 1 + k tokens: the class token, then the
       patches in the order of `ids`.
     """
     if self.rel_pos:

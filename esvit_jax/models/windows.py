@@ -1,4 +1,4 @@
-"""Maps cut into square windows, and put together again.
+"""Maps cut into square windows, and assembled again.
 
 Axes: B images, V views, h w a map, W windows of all groups, n = window^2
 tokens of a window.
@@ -84,11 +84,11 @@ def from_windows(windows, shapes, window: int, shift: int) -> list[jax.Array]:
 
 
 def window_parts(shapes, window: int, shift: int) -> np.ndarray:
-  """Which part of the unrolled map each token of each window comes from.
+  """The part of the unrolled map that each token of each window comes from.
 
-  Rolling brings opposite borders into one window; tokens see each other only
-  within a part. Made for the map at hand: the first published code used the
-  parts of a 224 px map for every crop.
+  Rolling brings opposite borders into one window; attention stays within a
+  part. It is computed for each map: the first published code used the parts
+  of a 224 px map for every crop.
 
   Returns:
     i32[W, n], labels 0 to 8.

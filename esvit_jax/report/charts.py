@@ -1,8 +1,8 @@
-"""Line charts: curves, ticks and labels at their places in an SVG.
+"""Line charts: positions of curves, ticks and labels in an SVG.
 
-templates/macros.html draws them. Colours are classes (s0, s1, ...) that
-report.css fills for light and dark; report.js moves the read-out along the
-curves.
+templates/macros.html draws them. Colours are CSS classes (s0, s1, ...), which
+page.css defines for the light and the dark theme; page.js shows values under
+the pointer.
 """
 
 import math
@@ -15,16 +15,16 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 16, 10, 24  # margins
 COLORS = 8
 SIZE = {'width': WIDTH, 'height': HEIGHT, 'left': LEFT, 'right': WIDTH - RIGHT}
 SIZE |= {'top': TOP, 'bottom': HEIGHT - BOTTOM}
-TINY = 1e-30  # is zero to the eye
-BUCKETS = 300  # a curve keeps the lowest and the highest of each
-DOTTED = 24  # curves of at most this many points have a dot at each
-LETTER, LINE = 6.2, 12.0  # width of a letter and height of a line of a label
+TINY = 1e-30  # smaller values count as 0
+BUCKETS = 300  # long curves keep the minimum and maximum of each
+DOTTED = 24  # curves of at most this many points get dots
+LETTER, LINE = 6.2, 12.0  # width of a letter and height of a line, pixels
 
 Point = tuple[float, float | None]
 
 
 class Series(NamedTuple):
-  """One curve: (step, value) in order of steps; None leaves a gap."""
+  """A curve: (step, value) in order of steps; None leaves a gap."""
 
   label: str
   points: Sequence[Point]
@@ -32,7 +32,7 @@ class Series(NamedTuple):
 
 
 class Rule(NamedTuple):
-  """A value drawn across a chart, with what it is."""
+  """A labelled horizontal line."""
 
   value: float
   label: str
@@ -40,7 +40,7 @@ class Rule(NamedTuple):
 
 
 class Scale(NamedTuple):
-  """Maps a value to a share of the axis, 0 to 1."""
+  """Maps values to 0..1 along an axis."""
 
   low: float
   high: float
@@ -54,7 +54,7 @@ class Scale(NamedTuple):
 
 
 class Tick(NamedTuple):
-  """A label of an axis; `place` is its x or y in the SVG."""
+  """A label on an axis; `place` is its x or y in the SVG."""
 
   text: str
   place: float
@@ -62,7 +62,7 @@ class Tick(NamedTuple):
 
 
 class Line(NamedTuple):
-  """A curve as drawn: SVG paths, and its numbers for the read-out."""
+  """A curve as SVG paths, and its numbers for page.js."""
 
   label: str
   style: str
@@ -79,14 +79,13 @@ class Chart(NamedTuple):
 
   Attributes:
     title: of the figure.
-    words: the chart in words, for those who cannot see it.
-    step: the last one, as text.
-    plot: edges of the plot in pixels and in steps, and the width, for
-      report.js.
+    words: a description for screen readers.
+    step: the last step, as text.
+    plot: edges of the plot in pixels and in steps, and the width, for page.js.
     steps: ticks of the horizontal axis.
     values: ticks of the vertical axis.
-    rules: (height of the line, height and side of the label, label, style).
-    lines: curves.
+    rules: (y of the line, y and side of the label, label, style).
+    lines: the curves.
   """
 
   title: str
@@ -106,17 +105,17 @@ def chart(
   rules: Sequence[Rule] = (),
   last_step: float = 0,
 ) -> Chart | None:
-  """Places curves on a chart.
+  """Computes a chart.
 
   Args:
     title: of the figure.
     curves: those without a finite value are left out.
-    axis: 'zero' starts there, 'log' is logarithmic, 'fit' is what fits.
-    rules: values drawn across.
-    last_step: where the axis of steps ends at least.
+    axis: of values: 'zero' starts at 0, 'log' is logarithmic, 'fit' fits them.
+    rules: horizontal lines.
+    last_step: to which the axis of steps extends at least.
 
   Returns:
-    None where there is nothing to draw.
+    None if there is nothing to draw.
   """
   curves = [
     s._replace(points=drawable(s.points, axis == 'log')) for s in curves
@@ -149,12 +148,12 @@ def has_values(series: Series) -> bool:
 
 
 def newest(points: Sequence[Point]) -> float:
-  """The last value that is one."""
+  """The last value that is not None."""
   return next(y for _, y in reversed(points) if y is not None)
 
 
 def drawable(points: Sequence[Point], log: bool = False) -> list[Point]:
-  """Without what a logarithm cannot show, and without gaps at the end."""
+  """`points` without gaps at the end or, with `log`, non-positive values."""
   points = [
     (x, None if y is None or (log and y < TINY) else y) for x, y in points
   ]
@@ -164,7 +163,7 @@ def drawable(points: Sequence[Point], log: bool = False) -> list[Point]:
 
 
 def thinned(points: Sequence[Point]) -> Sequence[Point]:
-  """Both ends, and at most two values and a gap for each bucket between."""
+  """At most two values and a gap for each bucket, and both ends."""
   if len(points) <= 2 * BUCKETS:
     return points
   kept = []
@@ -177,7 +176,7 @@ def thinned(points: Sequence[Point]) -> Sequence[Point]:
 
 
 def trend(points: Sequence[Point]) -> list[Point]:
-  """Medians of a series that is thinned; empty for others."""
+  """Running medians of a long series; empty for a short one."""
   if len(points) <= 2 * BUCKETS:
     return []
   medians = []
@@ -189,7 +188,7 @@ def trend(points: Sequence[Point]) -> list[Point]:
 
 
 def _buckets(points: Sequence[Point], count: int) -> list[list[Point]]:
-  """Neighbours together, by their steps."""
+  """Groups points by step into buckets of equal width."""
   first, last = points[0][0], points[-1][0]
   width = (last - first) / count or 1
   groups: dict[int, list[Point]] = {}
@@ -200,7 +199,7 @@ def _buckets(points: Sequence[Point], count: int) -> list[list[Point]]:
 
 
 def value_scale(values: Sequence[float], axis: str) -> Scale:
-  """The axis of values, ending at its outermost ticks where it has zero."""
+  """The axis of values, with some room on either side."""
   low, high = min(values), max(values)
   if axis == 'log':
     if low == high:
@@ -219,10 +218,10 @@ def value_scale(values: Sequence[float], axis: str) -> Scale:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-  """About `count` round numbers from low to high."""
+  """About `count` round numbers between low and high."""
   raw = (high - low) / count
   power = 10.0 ** math.floor(math.log10(raw))
-  # The nearest of these, by its logarithm.
+  # The factor that is nearest on a logarithmic scale.
   factors = [(50, 10), (10, 5), (2, 2), (0, 1)]
   step = power * next(f for least, f in factors if raw >= power * least**0.5)
   first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -230,7 +229,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-  """Powers of ten, with 2 and 5 of each where there are few."""
+  """Powers of ten; if these are few, also their multiples by 2, 3 or 5."""
   powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
   for factors in ((1,), (1, 3), (1, 2, 5)):
     marks = [f * 10.0**p for p in powers for f in factors]
@@ -258,7 +257,7 @@ def short(x: float, digits: int = 4) -> str:
 
 
 def _step_ticks(xs: Scale) -> list[Tick]:
-  """Labels of steps; every second or third where all would not fit."""
+  """Labels of steps; every second or third if not all fit."""
   steps = ticks(xs.low, xs.high)
   width = LETTER * max(len(short(x, 6)) for x in steps) + 8
   room = _x(steps[1], xs) - _x(steps[0], xs)
@@ -273,9 +272,9 @@ def _step_ticks(xs: Scale) -> list[Tick]:
 def _place_rules(
   rules: Sequence[Rule], curves: Sequence[Series], xs: Scale, ys: Scale
 ) -> list[tuple[float, float, str, str, str]]:
-  """Labels stand above their lines, or below where another is close.
+  """Places labels of rules: above the line, or below if another is close.
 
-  They stand at the side, right or left, where curves are farther away.
+  They go to the side, right or left, where curves are farther away.
   """
   placed, last = [], TOP
   for rule in sorted(rules, key=lambda rule: -rule.value):
@@ -305,7 +304,7 @@ def _left_is_free(
 
 
 def _line(series: Series, size: int, xs: Scale, ys: Scale) -> Line:
-  """A curve; where dots of several lie on one another, each shows a ring."""
+  """A curve; dots of several curves differ in size, so that none is hidden."""
   points = thinned(series.points)
   middle = trend(series.points)
   dots = []
@@ -324,7 +323,7 @@ def _line(series: Series, size: int, xs: Scale, ys: Scale) -> Line:
 
 
 def _path(points: Sequence[Point], xs: Scale, ys: Scale) -> str:
-  """Lines from point to point; a single point is a dot."""
+  """An SVG path through the points; isolated points become dots."""
   words, single, pen = [], False, 'M'
   for step, value in [*points, (0, None)]:
     if value is None:
@@ -339,7 +338,7 @@ def _path(points: Sequence[Point], xs: Scale, ys: Scale) -> str:
 
 
 def color_class(color: int) -> str:
-  """The class of a colour in report.css; past COLORS they are dashed."""
+  """The CSS class of a colour; colours beyond COLORS are dashed."""
   dashed = ' dashed' if color // COLORS % 2 else ''
   return f's{color % COLORS}{dashed}'
 

@@ -1,4 +1,4 @@
-"""What can be done with a run: commands, ready to be copied."""
+"""Commands for what can be done with a run, ready to be copied."""
 
 import os
 import shlex
@@ -10,14 +10,14 @@ MAIN = 'python -m main'
 
 
 class Command(NamedTuple):
-  """A command and what it does."""
+  """A command, and what it does as a title."""
 
   title: str
   text: str
 
 
 def of_run(run: Record) -> list[Command]:
-  """The command that made the run, then evaluations, export and the page."""
+  """The run's own command, then evaluations, fine-tuning, export, report."""
   commands = [*_evaluations(run)]
   if run.config.get('method') != 'finetune':
     commands.append(_finetune(run))
@@ -34,7 +34,7 @@ def of_run(run: Record) -> list[Command]:
 
 
 def next_step(run: Record) -> Command:
-  """The one to try first after the last step."""
+  """The command to try first after the last step."""
   if run.config.get('method') == 'finetune':
     return _export(run)
   if not labelled(run):
@@ -50,12 +50,12 @@ def next_step(run: Record) -> Command:
 
 
 def labelled(run: Record) -> bool:
-  """Whether its images have labels, as far as the run tells."""
+  """Whether its images have labels, as far as the run directory tells."""
   return _embedded(run) or bool(run.scores())
 
 
 def made_by(run: Record) -> str:
-  """The command that started the run; empty where it is not known."""
+  """The command that started the run; empty if unknown."""
   command = run.origin.get('command') or ''
   if isinstance(command, (list, tuple)):
     return shlex.join(map(str, command))
@@ -80,7 +80,7 @@ def _evaluations(run: Record) -> list[Command]:
 
 
 def _finetune(run: Record) -> Command:
-  """By the published recipe of the method; unlabelled runs need a set."""
+  """Uses the method's published recipe; unlabelled runs need a data set."""
   recipe = 'deit' if run.config.get('method') == 'sit' else 'impr'
   place = _place(run)
   data = '' if labelled(run) else '--config.data.source=folder:LABELLED '

@@ -1,4 +1,4 @@
-"""Several runs side by side: figures, evaluations, and configs that differ."""
+"""Several runs side by side: figures, evaluations, differences of configs."""
 
 import os
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from esvit_jax.report import tables
 from esvit_jax.report.records import Figure, Record
 from esvit_jax.workdir.figures import title
 
-ORIGIN = ('git', 'devices', 'processes')  # of run.json: what may matter
+ORIGIN = ('git', 'devices', 'processes')  # fields of run.json to compare
 
 
 def distinct(runs: Sequence[Record]) -> list[Record]:
-  """Runs of one name are called by as much of their path as it takes."""
+  """Lengthens equal names of runs by parts of their paths."""
   names = [run.name for run in runs]
   paths = [os.path.abspath(run.directory).split(os.sep) for run in runs]
   depth = 1
@@ -22,7 +22,7 @@ def distinct(runs: Sequence[Record]) -> list[Record]:
 
 
 def headline(runs: Sequence[Record]) -> tables.Table:
-  """The newest figures, a column for each run; the status first."""
+  """Status and newest figures, a column for each run."""
   by_run = [{x.label: x for x in run.headline()} for run in runs]
   rows = [['status', *(run.status[1] for run in runs)]]
   for label in dict.fromkeys(label for figures in by_run for label in figures):
@@ -34,7 +34,7 @@ def headline(runs: Sequence[Record]) -> tables.Table:
 
 
 def _cells(figures: Sequence[Figure]) -> list[tables.Cell | str]:
-  """The best score is marked, unless all are alike."""
+  """Marks the best score, unless all are equal."""
   scores = [x.value for x in figures if x.unit == '%' and x.value is not None]
   best = max(scores) if len(set(scores)) > 1 else None
   return [
@@ -46,13 +46,13 @@ def _cells(figures: Sequence[Figure]) -> list[tables.Cell | str]:
 
 
 def evaluations(runs: Sequence[Record]) -> tables.Table | None:
-  """Single figures of eval/*.json; None where there are none."""
+  """Single figures of eval/*.json; None if there are none."""
   by_run = []
   for run in runs:
     figures = {}
     for content in run.evaluations:
-      of_one = content.get('figures')
-      for key, x in of_one.items() if isinstance(of_one, dict) else ():
+      single = content.get('figures')
+      for key, x in single.items() if isinstance(single, dict) else ():
         if isinstance(x, (int, float)):
           figures[f'{content["name"]}: {title(key)}'] = x
     by_run.append(figures)
@@ -65,7 +65,7 @@ def evaluations(runs: Sequence[Record]) -> tables.Table | None:
 
 
 def differences(runs: Sequence[Record]) -> tables.Table | None:
-  """Fields of configs, and revisions, that are not the same in all runs."""
+  """Fields of configs and of run.json that differ between runs."""
   rows = []
   for source in ('config', 'origin'):
     contents = [getattr(run, source) for run in runs]

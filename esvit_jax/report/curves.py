@@ -1,4 +1,4 @@
-"""The curves of runs: a chart for each panel, and the same as numbers."""
+"""The curves of runs: charts of metrics, and tables of the same numbers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,75 +8,66 @@ from esvit_jax.report.charts import Chart, Rule, Series
 from esvit_jax.report.records import Record
 from esvit_jax.workdir.metrics import NETWORKS
 
-QUIET = {'step', 'train/epoch', 'train/skipped'}
-BASELINES = ('random_init', 'raw_pixels')  # drawn across the others' panel
+QUIET = {'step', 'train/epoch', 'train/skipped'}  # not drawn
+BASELINES = ('random_init', 'raw_pixels')  # rules in the panels of scores
 COLORS = {'teacher': 0, 'student': 1}  # the same in all charts of scores
-MOST_ROWS = 20  # of the table of figures, and as many evaluations
+MOST_ROWS = 20  # reports, and as many evaluations, in the table of metrics
 
 
 class Panel(NamedTuple):
-  """A chart: its title, its axis of values, metrics and their labels."""
+  """A chart: title, axis of values (see charts.chart), metrics -> labels."""
 
   title: str
-  axis: str  # 'zero', 'log' or 'fit', as in charts.chart
+  axis: str
   names: dict[str, str]
 
 
-LOSS = Panel(
-  'loss',
-  'zero',
-  {
-    'train/loss': 'loss',
-    'train/view_loss': 'views',
-    'train/region_loss': 'regions',
-  },
+def _panel(title: str, axis: str, **names: str) -> Panel:
+  """A panel of metrics of training steps."""
+  return Panel(title, axis, {f'train/{k}': x for k, x in names.items()})
+
+
+LOSS = _panel(
+  'loss', 'zero', loss='loss', view_loss='views', region_loss='regions'
 )
 PANELS = (
-  Panel(
+  _panel(
     'teacher, nats',
     'zero',
-    {
-      'train/teacher_entropy': 'entropy',
-      'train/teacher_kl_uniform': 'KL of mean to uniform',
-    },
+    teacher_entropy='entropy',
+    teacher_kl_uniform='KL of mean to uniform',
   ),
-  Panel(
+  _panel(
     'features and matches, 0 to 1',
     'zero',
-    {
-      'train/feature_spread': 'feature spread',
-      'train/distinct_matches': 'distinct matches',
-    },
+    feature_spread='feature spread',
+    distinct_matches='distinct matches',
   ),
-  Panel(
+  _panel(
     'accuracy of the contrast, %',
     'zero',
-    {'train/contrast_accuracy': 'own view found among the batch'},
+    contrast_accuracy='own view identified in the batch',
   ),
-  Panel('effective rank', 'zero', {'train/feature_rank': 'features'}),
-  Panel('learning rate', 'zero', {'train/lr': 'learning rate'}),
-  Panel('weight decay', 'zero', {'train/weight_decay': 'weight decay'}),
-  Panel('momentum of the teacher', 'fit', {'train/momentum': 'momentum'}),
-  Panel(
-    'temperature of the teacher', 'fit', {'train/teacher_temp': 'temperature'}
-  ),
-  Panel('gradient norm', 'log', {'train/grad_norm': 'gradient norm'}),
-  Panel('norm of the parameters', 'fit', {'train/param_norm': 'parameters'}),
-  Panel('norm of the updates', 'log', {'train/update_norm': 'updates'}),
-  Panel('images per second', 'zero', {'train/images_per_s': 'images/s'}),
-  Panel(
-    'share of time waiting for data', 'zero', {'train/data_wait': 'waiting'}
-  ),
+  _panel('effective rank', 'zero', feature_rank='features'),
+  _panel('learning rate', 'zero', lr='learning rate'),
+  _panel('weight decay', 'zero', weight_decay='weight decay'),
+  _panel('momentum of the teacher', 'fit', momentum='momentum'),
+  _panel('temperature of the teacher', 'fit', teacher_temp='temperature'),
+  _panel('gradient norm', 'log', grad_norm='gradient norm'),
+  _panel('norm of the parameters', 'fit', param_norm='parameters'),
+  _panel('norm of the updates', 'log', update_norm='updates'),
+  _panel('images per second', 'zero', images_per_s='images/s'),
+  _panel('share of time waiting for data', 'zero', data_wait='waiting'),
 )
 
 
 class Curves(NamedTuple):
-  """What a page shows of a run's metrics.
+  """The metrics of a run as a page shows them.
 
   Attributes:
-    charts: of all that changes.
-    constant: 'name value' of all that does not.
-    numbers: the same as a table; None where nothing was measured.
+    charts: of metrics that change.
+    constant: 'name value' of metrics that do not.
+    numbers: a table of all; None if nothing was reported.
   """
 
   charts: list[Chart]
@@ -85,7 +76,7 @@ class Curves(NamedTuple):
 
 
 def of_run(run: Record) -> Curves:
-  """A chart for all that changes, a line for what does not, a table."""
+  """The curves of one run."""
   drawn, constant = [], []
   for panel in panels([run]):
     curves = [
@@ -130,7 +121,7 @@ def of_runs(runs: Sequence[Record]) -> list[Chart]:
 
 
 def panels(runs: Sequence[Record]) -> list[Panel]:
-  """The loss, one panel for each kind of score, PANELS, and all the rest."""
+  """LOSS, panels of scores by kind, PANELS, and panels of all other metrics."""
   known = {name for panel in (LOSS, *PANELS) for name in panel.names} | QUIET
   scores: dict[str, dict[str, str]] = {}
   others = []
@@ -161,7 +152,7 @@ def panels(runs: Sequence[Record]) -> list[Panel]:
 
 
 def rules(run: Record, panel: Panel) -> list[Rule]:
-  """What is drawn across a panel: chance, or scores before training."""
+  """The rules of a panel: chance, or baselines."""
   if panel is LOSS:
     return [] if run.chance is None else [Rule(run.chance, 'chance')]
   kinds = {name.rpartition('/')[0] for name in panel.names} - {'train'}
@@ -176,7 +167,7 @@ def rules(run: Record, panel: Panel) -> list[Rule]:
 
 
 def shared_rules(runs: Sequence[Record], panel: Panel) -> list[Rule]:
-  """Rules of all runs: one where they agree, else one in each run's colour."""
+  """Rules of all runs: one if they agree, else one in the colour of each."""
   by_label: dict[str, list[Rule]] = {}
   for i, run in enumerate(runs):
     for rule in rules(run, panel):
@@ -191,13 +182,13 @@ def shared_rules(runs: Sequence[Record], panel: Panel) -> list[Rule]:
 
 
 def changes(series: Series) -> bool:
-  """Whether there is something to see."""
+  """Whether a series changes, or has a single value."""
   values = [y for _, y in series.points if y is not None]
   return len(values) == 1 or len(set(values)) > 1
 
 
 def numbers(run: Record) -> tables.Table | None:
-  """Metrics by step; evenly chosen lines of long runs."""
+  """Metrics by step; a selection of steps for long runs."""
   shown = {
     name: _title(panel, label)
     for panel in panels([run])
@@ -219,7 +210,7 @@ def numbers(run: Record) -> tables.Table | None:
 
 
 def _title(panel: Panel, label: str) -> str:
-  """Of one metric alone."""
+  """The title of a chart of a single metric."""
   alone = len(panel.names) == 1 or label == panel.title
   return panel.title if alone else f'{panel.title}: {label}'
 
@@ -229,6 +220,6 @@ def _color(name: str, default: int) -> int:
 
 
 def _some(lines: Sequence) -> Sequence:
-  """At most MOST_ROWS of them, evenly, with the last."""
+  """At most MOST_ROWS of the lines, evenly spaced, with the last."""
   every = -(-len(lines) // MOST_ROWS) or 1
   return lines[::-every]

@@ -1,4 +1,4 @@
-"""Scores of a run and the figures of eval/*.json, as tables."""
+"""Scores of a run, and figures of eval/*.json, as tables."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from esvit_jax.workdir.metrics import NETWORKS
 
 
 class Evaluation(NamedTuple):
-  """One file of eval/.
+  """A file of eval/.
 
   Attributes:
     name: of the evaluation.
-    tables: its figures.
-    facts: (name, value) of what else it says in one line.
-    settings: flat, how it was done: config, versions and so on.
+    tables: of figures.
+    facts: (name, value) of other entries that fit one line.
+    settings: nested entries, such as config and versions.
   """
 
   name: str
@@ -27,7 +27,7 @@ class Evaluation(NamedTuple):
 
 
 def scores(run: Record) -> tables.Table | None:
-  """The newest scores of training; None where nothing was scored."""
+  """The newest scores of training; None if there are none."""
   scored = run.scores()
   kinds = sorted({kind for kind, _ in scored}, key=records.order)
   rows = [
@@ -77,10 +77,10 @@ def _evaluation(content: Mapping) -> Evaluation:
 
 
 def _rows(x) -> list[Mapping] | None:
-  """A table as a list of mappings; None where it is none.
+  """A table as a list of rows; None if `x` is not a table.
 
-  It is one already, or {'columns': [...], 'rows': [[...], ...]}, or a mapping
-  of mappings, whose keys name the rows.
+  A table is a list of mappings, {'columns': [...], 'rows': [[...], ...]}, or a
+  mapping of mappings whose keys name the rows.
   """
   if isinstance(x, Mapping) and set(x) == {'columns', 'rows'}:
     columns, rows = x['columns'], x['rows']

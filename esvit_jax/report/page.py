@@ -1,11 +1,11 @@
-"""report.html: a run, or several, as one page that needs nothing else.
+"""report.html: a self-contained page of a run, or of several.
 
   from esvit_jax import report
   report.build(['runs/quickstart'])            # runs/quickstart/report.html
   report.build(['runs/a', 'runs/b'])           # runs/comparison.html
   report.stages(['runs/c/pretrain', 'runs/c/finetune'], 'runs/c/report.html')
 
-It reads the directories only, so any run can be shown at any time.
+It only reads run directories, so any run can be shown at any time.
 """
 
 import os
@@ -29,7 +29,7 @@ from esvit_jax.report import (
 from esvit_jax.report.records import Record
 from esvit_jax.workdir import flatten
 
-MOST_FILES = 100  # unreadable images that are named
+MOST_FILES = 100  # unreadable images that are listed
 
 
 def build(
@@ -41,16 +41,17 @@ def build(
 
   Args:
     directories: of runs.
-    out: where to write; report.html in the run's directory, or
-      comparison.html in the folder that holds all of them.
-    running: whether they still train; None sees if a process holds them.
+    out: path to write; by default report.html in the run's directory, or
+      comparison.html in the common folder of several.
+    running: whether they still train; by default, whether a process holds
+      them.
 
   Returns:
     The path written.
 
   Raises:
-    UserError: one is not the directory of a run, a file of it is broken, or
-      `out` cannot be written.
+    UserError: a directory is not that of a run or has a broken file, or `out`
+      cannot be written.
   """
   if not directories:
     raise UserError('no run to report: give the --workdir of one or more')
@@ -64,11 +65,11 @@ def build(
 
 
 def stages(directories: Sequence[str], out: str) -> str:
-  """Writes one page of runs that follow one another, all of each.
+  """Writes one page of successive runs, such as pre-training and fine-tuning.
 
   Args:
     directories: of runs, in order.
-    out: where to write.
+    out: path to write.
 
   Returns:
     The path written.
@@ -83,13 +84,13 @@ def stages(directories: Sequence[str], out: str) -> str:
 
 
 def next_step(directory: str) -> str:
-  """What to try after the last step of a run: words, and a command below."""
+  """What to try after the last step of a run: a title and a command."""
   title, command = commands.next_step(records.read(directory))
   return f'{title[0].lower()}{title[1:]}:\n             {command}'
 
 
 def _write(out: str, template: str, title: str, **content) -> str:
-  """Fills a template; readers see the old file or the new one."""
+  """Renders a template to a file, which is replaced as a whole."""
   page = _environment().get_template(template)
   built = time.strftime('%Y-%m-%d %H:%M')
   text = page.render(title=title, built=built, **content)
@@ -105,7 +106,7 @@ def _write(out: str, template: str, title: str, **content) -> str:
 
 
 def _environment() -> jinja2.Environment:
-  """Templates with all values escaped; a misspelt name is an error."""
+  """Escapes all values; an undefined name in a template is an error."""
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('esvit_jax.report'),
     autoescape=True,
@@ -124,7 +125,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _run(run: Record, prefix: str = '') -> dict:
-  """All that run.html shows; `prefix` begins its anchors."""
+  """The values for run.html; `prefix` begins its anchors."""
   config = run.config
   subtitle = [
     config_name(run),
@@ -149,7 +150,7 @@ def _run(run: Record, prefix: str = '') -> dict:
 
 
 def _compared(runs: Sequence[Record]) -> dict:
-  """All that comparison.html shows."""
+  """The values for comparison.html."""
   runs = comparison.distinct(runs)
   return {
     'runs': runs,
@@ -164,20 +165,20 @@ def _compared(runs: Sequence[Record]) -> dict:
 
 
 def config_name(run: Record) -> str | None:
-  """Such as 'configs/quickstart.py', read off the command."""
+  """The config in the command, such as 'configs/quickstart.py'."""
   match = re.search(r'--config[= ](\S+)', commands.made_by(run))
   return match[1] if match else None
 
 
 def _finding(line: str) -> tuple[str, str, str]:
-  """A line of a verdict: its colour, its finding, and the details."""
+  """A line of a verdict as (colour, finding, details)."""
   finding, _, details = line.partition(': ')
   color = {'healthy': 'good', 'too early to say': 'wait'}.get(finding, 'bad')
   return color, finding.capitalize(), details
 
 
 def _origin(run: Record) -> list[tuple[str, object]]:
-  """Revision, versions, devices and so on, as run.json has them."""
+  """The entries of run.json: revision, versions, devices and so on."""
   left_out = ('command', 'chance')
   return [
     ('git revision' if key == 'git' else key, x)

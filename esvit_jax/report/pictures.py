@@ -1,4 +1,4 @@
-"""The PNG files of a run, embedded, with what they show."""
+"""The PNG files of a run as data URLs, with titles and captions."""
 
 import base64
 import os
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from esvit_jax.report.records import Record
 
-# File name -> title and what is seen, in this order.
+# File name -> title and caption, in the order of the page.
 CAPTIONS = {
   'views': (
     'What the network sees',
@@ -72,11 +72,11 @@ CAPTIONS = {
   ),
 }
 
-WIDE = 2  # pictures of more than this times their height
+WIDE = 2  # pictures wider than this times their height get their own row
 
 
 class Picture(NamedTuple):
-  """A picture as a data URL; `url` is empty where the file is not whole."""
+  """A picture as a data URL; `url` is empty if the file is incomplete."""
 
   file: str
   title: str
@@ -87,7 +87,7 @@ class Picture(NamedTuple):
 
   @property
   def wide(self) -> bool:
-    """Whether it gets a row of its own."""
+    """Whether it gets its own row."""
     return self.width > WIDE * self.height
 
 
@@ -107,7 +107,7 @@ def _picture(name: str, path: str) -> Picture:
       data = f.read()
   except OSError:
     return picture
-  # It may be in the middle of being drawn.
+  # It may be being written at this moment.
   if data[:8] != b'\x89PNG\r\n\x1a\n' or b'IEND' not in data[-12:]:
     return picture
   width, height = struct.unpack('>II', data[16:24])

@@ -1,4 +1,4 @@
-"""What a run directory holds, read without the code that ran it."""
+"""The contents of a run directory, read without the code that ran it."""
 
 import fcntl
 import json
@@ -14,7 +14,7 @@ from esvit_jax.workdir.terminal import duration
 
 
 class Figure(NamedTuple):
-  """One number of the headline, None where it is not known."""
+  """A number of the headline; None if unknown."""
 
   label: str
   value: float | None
@@ -23,7 +23,7 @@ class Figure(NamedTuple):
 
   @property
   def text(self) -> str:
-    """The number, without its sign."""
+    """The number, without its unit."""
     if self.unit == 's':
       return duration(self.value)
     if self.unit == '%':
@@ -39,13 +39,13 @@ class Record(NamedTuple):
   """A run directory.
 
   Attributes:
-    directory: as it was given.
-    name: to call it by.
-    config: flat, 'model.name' -> value; empty where there is none.
+    directory: its path as given.
+    name: for display.
+    config: flat, 'model.name' -> value; empty if there is none.
     lines: of metrics.jsonl.
-    origin: of run.json: command, git, versions, devices and so on.
+    origin: run.json: command, git revision, versions, devices and so on.
     evaluations: contents of eval/*.json.
-    pictures: their paths, in order of name.
+    pictures: paths, sorted.
     unreadable: lines of unreadable.txt.
     running: whether it still trains.
   """
@@ -66,7 +66,7 @@ class Record(NamedTuple):
 
   @property
   def steps(self) -> int | None:
-    """Of the whole run, as far as it can be told."""
+    """Steps of the whole run, if they can be told."""
     if steps := self._number('steps'):
       return int(steps)
     epochs = self._number('epochs')
@@ -77,7 +77,7 @@ class Record(NamedTuple):
 
   @property
   def status(self) -> tuple[str, str]:
-    """One word for its colour, and the status in words."""
+    """The status as a CSS class, and in words."""
     step, steps = self.step, self.steps
     if not self.lines:
       return ('running', 'begun') if self.running else ('idle', 'not trained')
@@ -90,7 +90,7 @@ class Record(NamedTuple):
 
   @property
   def network(self) -> str:
-    """Which of teacher and student is judged and handed on."""
+    """The network, teacher or student, that is evaluated and handed on."""
     if self.origin.get('network') in NETWORKS:
       return self.origin['network']
     judged = {network for _, network in self.scores()}
@@ -99,7 +99,7 @@ class Record(NamedTuple):
 
   @property
   def chance(self) -> float | None:
-    """The loss of a network that knows nothing, where there is one."""
+    """The loss of an uninformed network, if defined."""
     if 'chance' in self.origin:
       chance = self.origin['chance']
       return chance if isinstance(chance, float) else None
@@ -110,15 +110,15 @@ class Record(NamedTuple):
 
   @property
   def chance_accuracy(self) -> float | None:
-    """Of a classifier that knows nothing, in percent."""
+    """The accuracy of an uninformed classifier, in percent."""
     if self.config.get('method') != 'finetune' or self.chance is None:
       return None
     return 100 * math.exp(-self.chance)  # its loss is ln of the classes
 
   def verdict(self) -> list[str]:
-    """As health.verdict says it; empty where nothing was reported."""
+    """See health.verdict; empty if nothing was reported."""
     lines = self.lines
-    if self.chance is None:  # against which these would be read
+    if self.chance is None:  # to which these metrics would be compared
       targets = ('train/teacher_entropy', 'train/teacher_kl_uniform')
       lines = [
         {name: x for name, x in line.items() if name not in targets}
@@ -131,7 +131,7 @@ class Record(NamedTuple):
     return metrics.last(self.lines, name)
 
   def scores(self) -> dict[tuple[str, str], float]:
-    """(kind, network) -> the newest, such as ('knn', 'teacher'): 74.0."""
+    """(kind, network) -> the newest score, such as ('knn', 'teacher'): 74.0."""
     scores = {}
     for line in self.lines:
       for name, score in line.items():
@@ -141,7 +141,7 @@ class Record(NamedTuple):
     return scores
 
   def speed(self) -> float | None:
-    """Images per second: the median report."""
+    """The median of the reported images per second."""
     speeds = [x.get('train/images_per_s') for x in self.lines]
     speeds = sorted(x for x in speeds if x)
     return speeds[len(speeds) // 2] if speeds else None
@@ -184,7 +184,7 @@ class Record(NamedTuple):
     return spent or None
 
   def _number(self, field: str) -> float | None:
-    """A field of the config, if it is a positive number."""
+    """A field of the config if it is a positive number, else None."""
     x = self.config.get(field)
     return x if isinstance(x, (int, float)) and x > 0 else None
 
@@ -194,10 +194,10 @@ def read(directory: str, running: bool | None = None) -> Record:
 
   Args:
     directory: of the run.
-    running: whether it still trains; None sees if a process holds it.
+    running: whether it still trains; by default, whether a process holds it.
 
   Raises:
-    UserError: there is none, or a file of it is broken.
+    UserError: it is no run directory, or has a broken file.
   """
   if not os.path.isdir(directory):
     raise UserError(
@@ -228,7 +228,7 @@ def read(directory: str, running: bool | None = None) -> Record:
 
 
 def order(kind: str) -> tuple:
-  """Kinds of scores in the order of SCORES, then by name."""
+  """A sort key: kinds of scores in the order of SCORES, then by name."""
   return [*SCORES, kind].index(kind), kind
 
 
@@ -238,12 +238,12 @@ def score_title(kind: str) -> str:
 
 
 def series(lines: Sequence[Mapping], name: str) -> list[tuple]:
-  """(step, value) where a metric was reported; None for not-a-number."""
+  """(step, value) wherever a metric was reported; None if not finite."""
   return [(x['step'], x[name]) for x in lines if name in x]
 
 
 def _text(path: str) -> str:
-  """Empty where there is no such file."""
+  """The text of a file; empty if there is none."""
   try:
     with open(path, encoding='utf-8', errors='replace') as f:
       return f.read()
@@ -254,7 +254,7 @@ def _text(path: str) -> str:
 
 
 def _json(path: str) -> dict:
-  """An object; empty where there is no such file."""
+  """The JSON object in a file; empty if there is none."""
   text = _text(path)
   if not text and not os.path.exists(path):
     return {}
@@ -268,7 +268,7 @@ def _json(path: str) -> dict:
 
 
 def _numbers(line: dict) -> dict:
-  """What can be drawn, without infinities."""
+  """The numbers of a line; those that are not finite become None."""
   return {
     name: x if x is None or math.isfinite(x) else None
     for name, x in line.items()
@@ -284,7 +284,7 @@ def _files(folder: str, ending: str) -> list[str]:
 
 
 def _in_use(directory: str) -> bool:
-  """Whether a process holds it, by the lock of esvit_jax.workdir."""
+  """Whether a process holds the lock of esvit_jax.workdir."""
   try:
     with open(os.path.join(directory, '.lock'), 'rb') as f:
       fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,18 +1,18 @@
-"""Tables as text: cells are formatted here, templates lay them out."""
+"""Tables with formatted cells; templates lay them out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 
 class Column(NamedTuple):
-  """A column: its title and the class of its cells ('number' or '')."""
+  """A column: its title and the CSS class of its cells ('number' or '')."""
 
   title: str
   style: str
 
 
 class Cell(NamedTuple):
-  """Text with a note below it, and whether it is the best of its row."""
+  """A text, a note below it, and whether it is the best of its row."""
 
   text: str
   note: str = ''
@@ -20,7 +20,7 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-  """Formatted cells; the first of a row names it."""
+  """Rows of formatted cells; the first cell names the row."""
 
   columns: list[Column]
   rows: list[list[str | Cell]]
@@ -33,9 +33,9 @@ def table(
   """Formats a table; numbers of one column get the same number of decimals.
 
   Args:
-    titles: of the columns; the first is that of the names of rows.
-    rows: as many cells each; None is not known.
-    caption: says what the table shows.
+    titles: of the columns.
+    rows: of as many cells; None is an unknown value.
+    caption: of the table.
   """
   columns, cells = [], []
   for title, *values in zip(titles, *rows):
@@ -46,7 +46,7 @@ def table(
 
 
 def of_mappings(rows: Sequence[Mapping], caption: str = '') -> Table:
-  """A table of mappings; its columns are all keys that occur."""
+  """A table of mappings; its columns are the keys of all rows."""
   titles = list(dict.fromkeys(key for row in rows for key in row))
   cells = [[row.get(key) for key in titles] for row in rows]
   return table(titles, cells, caption)
@@ -62,7 +62,7 @@ def sections(config: Mapping) -> dict[str, list[tuple[str, object]]]:
 
 
 def value(x) -> str:
-  """A value of a config, or a figure, as text."""
+  """A figure, or a value of a config, as text."""
   if x is None:
     return '–'
   if isinstance(x, bool):
@@ -79,7 +79,7 @@ def value(x) -> str:
 
 
 def _column(values: Sequence) -> tuple[str, list[str]]:
-  """The style of a column and its cells."""
+  """The CSS class and the texts of the cells of a column."""
   texts = [value(x) for x in values]
   numbers = [x for x in values if x is not None]
   if not numbers or not all(_is_number(x) for x in numbers):

@@ -1,4 +1,4 @@
-"""Accounting for every array of a published file, and what may differ."""
+"""Every array of a published file is used, or the user allowed it to differ."""
 
 import dataclasses
 import fnmatch
@@ -14,12 +14,12 @@ from esvit_jax.weights.tables import Arrays
 
 
 class Allowed(NamedTuple):
-  """What the user accepts, by name; * stands for anything.
+  """Published keys that may differ, as patterns (* matches anything).
 
   Attributes:
-    missing: published keys that start afresh.
-    unexpected: published keys that are left out: what is not of this
-      architecture or of another shape.
+    missing: keys that are initialised if they are missing.
+    unexpected: keys that are left out if they are not of this architecture or
+      have another shape.
   """
 
   missing: Sequence[str] = ()
@@ -27,16 +27,16 @@ class Allowed(NamedTuple):
 
 
 class Part(NamedTuple):
-  """A part of a network, to be read.
+  """A part of a network.
 
   Attributes:
-    where: for messages, such as 'teacher backbone'.
-    layout: of layouts.LAYOUTS.
-    init: key -> fresh variables.
-    prefix: what its published keys begin with in the network.
+    name: for messages, such as 'teacher backbone'.
+    layout: a key of layouts.LAYOUTS.
+    init: random key -> initial variables.
+    prefix: of its published keys in the network.
   """
 
-  where: str
+  name: str
   layout: str
   init: Callable
   prefix: str = ''
@@ -44,13 +44,13 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass
 class Account:
-  """What was allowed, what of it was used, and what there is to say.
+  """What the user allowed, and what was done with it.
 
   Attributes:
     allowed: by the user.
     notes: lines for the user.
-    random: published keys of backbones that started afresh.
-    used: patterns of `allowed` that were of use.
+    random: published keys of backbones that were initialised.
+    used: patterns of `allowed` that matched a key.
   """
 
   allowed: Allowed
@@ -59,44 +59,44 @@ class Account:
   used: set[str] = dataclasses.field(default_factory=set)
 
   def leave_out(self, keys: Iterable[str]) -> None:
-    """Checks keys that are of no network.
+    """Leaves out keys that belong to no network.
 
     Raises:
-      UserError: they may not be left out.
+      UserError: the user has not allowed it.
     """
     keys = list(keys)
     refused = [k for k in keys if not self._may('unexpected', k)]
     if refused:
       raise UserError(
-        f"{tables.listed('unexpected', refused)}: convert's "
-        '--allow-unexpected=KEY leaves one out, * stands for anything'
+        f'{tables.listed("unexpected", refused)}: leave keys out with '
+        "convert's --allow-unexpected=KEY, where * matches anything"
       )
     if keys:
       self.notes.append(tables.listed('left out', keys))
 
   def read(self, arrays: Arrays, part: Part) -> dict:
-    """Our variables {'params', 'batch_stats'} of a part of a network.
+    """The variables {'params', 'batch_stats'} of a part of a network.
 
     Args:
       arrays: by published key, without the prefix of the part.
-      part: what they are of.
+      part: of the network.
 
     Raises:
-      UserError: something differs that is not allowed.
+      UserError: something differs that is not allowed to.
     """
-    like = shapes(part.where, part.init)
+    like = shapes(part.name, part.init)
     if self.allowed.missing or self.allowed.unexpected:
       arrays = self._mended(arrays, part, like)
     try:
       return tables.from_published(arrays, part.layout, like)
     except UserError as e:
       raise UserError(
-        f"{part.where}: {e}. convert's --allow-missing=KEY starts one afresh, "
+        f"{part.name}: {e}. convert's --allow-missing=KEY starts one afresh, "
         'its --allow-unexpected=KEY leaves one out'
       ) from None
 
   def check_all_used(self) -> None:
-    """Raises UserError for a pattern that was of no use: a slip of the pen."""
+    """Raises UserError for a pattern that matched nothing, such as a typo."""
     for kind in ('missing', 'unexpected'):
       for pattern in getattr(self.allowed, kind):
         if pattern not in self.used:
@@ -105,7 +105,7 @@ class Account:
           )
 
   def _mended(self, arrays: Arrays, part: Part, like) -> Arrays:
-    """`arrays` without what may be left out, with what may start afresh."""
+    """`arrays` without those left out, and with those that are initialised."""
     known = tables.to_published(
       jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like), part.layout
     )
@@ -128,8 +128,8 @@ class Account:
     for title, keys in (('left out', dropped), ('started afresh', absent)):
       if keys:
         keys = [part.prefix + k for k in keys]
-        self.notes.append(f'{part.where}: {tables.listed(title, keys)}')
-    if part.where.endswith('backbone'):
+        self.notes.append(f'{part.name}: {tables.listed(title, keys)}')
+    if part.name.endswith('backbone'):
       self.random += [
         k for k in absent if known[k].dtype.kind == 'f' and k not in self.random
       ]
@@ -143,7 +143,7 @@ class Account:
 
 
 def single_precision(arrays: Arrays, notes: list[str]) -> Arrays:
-  """The arrays, those of float16 as float32, which is exact."""
+  """Makes float16 arrays float32, which is exact."""
   half = [k for k, v in arrays.items() if v.dtype == np.float16]
   if half:
     notes.append(f'{len(half)} arrays made float32 from float16')
@@ -153,8 +153,8 @@ def single_precision(arrays: Arrays, notes: list[str]) -> Arrays:
   }
 
 
-def shapes(where: str, init: Callable) -> dict:
-  """Shapes of fresh variables.
+def shapes(name: str, init: Callable) -> dict:
+  """Shapes of the variables that `init` makes.
 
   Raises:
     UserError: no such network can be built.
@@ -165,4 +165,4 @@ def shapes(where: str, init: Callable) -> dict:
     raise
   except Exception as e:  # odd fields fail in many ways
     why = (str(e).splitlines() or [type(e).__name__])[0][:160]
-    raise UserError(f'{where}: no such network can be built ({why})') from None
+    raise UserError(f'{name}: no such network can be built ({why})') from None

@@ -1,4 +1,4 @@
-"""The network that arrays are of: built, described, initialised."""
+"""The network of published arrays: built, described, initialised."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,15 +16,15 @@ from esvit_jax.weights import accounting
 from esvit_jax.weights.published import families
 
 HEAD_FIELDS = ('out_dim', 'hidden', 'bottleneck', 'layers', 'use_bn')
-# Larger than any published value; larger ones ask for hours or terabytes.
+# Above any published value. Values above these would take hours or terabytes.
 _LIMITS = {'window': 64, 'patch': 256, 'image_size': 2048}
 
 
 def build(config: Mapping, backbone: Mapping) -> nn.Module:
-  """models.build, after a check that sizes are sane for these arrays.
+  """`models.build`, after a check that the sizes suit these arrays.
 
   Raises:
-    UserError: as models.build, or sizes that no such file can have.
+    UserError: as `models.build`, or sizes that no such file can have.
   """
   defaults = models.BACKBONES.get(config.get('name'), (None, {}))[1]
   for key, value in {**defaults, **config}.items():
@@ -42,7 +42,7 @@ def build(config: Mapping, backbone: Mapping) -> nn.Module:
 
 
 def resolved(config: Mapping, module: nn.Module) -> dict:
-  """`config` with every field of the built module, for JSON."""
+  """`config` with all fields of the built module, as plain JSON."""
   fields = {
     f.name: getattr(module, f.name)
     for f in dataclasses.fields(module)
@@ -57,7 +57,7 @@ def resolved(config: Mapping, module: nn.Module) -> dict:
 
 
 def channels(module: nn.Module, backbone: Mapping) -> int:
-  """Of the images a backbone takes; 3 where its first weight is no kernel."""
+  """Channels of a backbone's images, read off its first kernel; else 3."""
   _, stem = families.KEYS.get(families.NAMES.get(type(module)), ('', ''))
   shape = np.shape(backbone.get(stem))
   return shape[1] if len(shape) == 4 and 0 < shape[1] < 1024 else 3
@@ -67,7 +67,7 @@ def head(arrays: Mapping[str, np.ndarray]) -> dict:
   """The fields of a DINOHead, read off its published arrays.
 
   Raises:
-    UserError: it is none of DINO's.
+    UserError: the shapes are not those of DINO's head.
   """
   try:
     widths = [
@@ -84,17 +84,17 @@ def head(arrays: Mapping[str, np.ndarray]) -> dict:
       'use_bn': 'mlp.1.running_mean' in arrays,
     }
   except (KeyError, IndexError, ValueError):
-    raise UserError('is no head of DINO: its shapes do not fit') from None
+    raise UserError("the shapes of its head are not those of DINO's") from None
 
 
 def differences(
   variables: Mapping, module: nn.Module, channels: int
 ) -> list[str]:
-  """Paths of arrays that a backbone lacks, or that are none of its own.
+  """Paths of arrays that a backbone lacks, or has in excess.
 
   Args:
-    variables: {'params', 'batch_stats'} of a backbone.
-    module: what they are to fit.
+    variables: {'params', 'batch_stats'}.
+    module: the backbone.
     channels: of its images.
   """
   init = backbone_init(module, channels)
@@ -108,14 +108,14 @@ def differences(
 
 
 def backbone_init(module: nn.Module, channels: int) -> Callable:
-  """key -> fresh variables."""
+  """Random key -> initial variables of a backbone."""
   side = module.image_size or IMAGE_SIZE
   image = jnp.zeros((1, 1, side, side, channels))
   return lambda key: module.init(key, (image,))
 
 
 def head_init(fields: Mapping, in_dim: int) -> Callable:
-  """key -> fresh variables."""
+  """Random key -> initial variables of a head."""
   module = DINOHead(**fields)
   return lambda key: module.init(key, jnp.zeros((2, in_dim)))
 

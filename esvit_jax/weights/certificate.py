@@ -1,8 +1,7 @@
 """A certificate of a conversion, comparable across frameworks.
 
-Checksums are of the published arrays, so any framework that holds them in the
-published layout can make them again; features are of an input that NumPy
-alone defines.
+Checksums are of the arrays in the published layout, so that other frameworks
+can compute them too. Features are of an input that NumPy alone defines.
 """
 
 import hashlib
@@ -22,12 +21,12 @@ def certify(weights: Weights, which: str) -> dict:
   """The certificate of one network, as JSON.
 
   Returns:
-    arrays: how many were converted, running statistics and centres included.
-    parameters: numbers that training moves.
+    arrays: number converted, with running statistics and centres.
+    parameters: number of trainable values.
     stages: name -> arrays, values, sha256 and sum. sha256 is of the
-      little-endian bytes of the arrays in the published layout, one after the
-      other in the order of their sorted keys; sum is of float64.
-    features: mean and std of `view` and `grid`, and what the input is.
+      little-endian bytes of the arrays, concatenated in the order of their
+      sorted keys; the sum is in float64.
+    features: mean and std of `view` and `grid`, and the input.
   """
   arrays = {
     k: v
@@ -63,7 +62,7 @@ def checksums(arrays: Arrays) -> dict[str, dict]:
 def stage(key: str) -> str:
   """The stage of a key: layers.0 of layers.0.blocks.1.norm1.bias.
 
-  Of names of our own, with slashes, the first three are a stage.
+  Of this project's own names, a/b/c/d, it is a/b/c.
   """
   if '/' in key:
     return '/'.join(key.split('/')[:3])
@@ -71,7 +70,7 @@ def stage(key: str) -> str:
 
 
 def fixed_images(channels: int, size: int = _SIZE) -> np.ndarray:
-  """What the features of a certificate are of: f32[2, size, size, C]."""
+  """The input of a certificate's features: f32[2, size, size, C]."""
   rng = np.random.Generator(np.random.PCG64(0))
   shape = (_IMAGES, size, size, channels)
   return rng.standard_normal(shape, np.float32)
@@ -94,7 +93,7 @@ def _features(weights: Weights, which: str) -> dict:
 
 
 def lines(certificate: dict) -> list[str]:
-  """The certificate, to be read by people."""
+  """The certificate as text."""
   text = [
     f'certificate of the {certificate["network"]}: '
     f'{certificate["arrays"]} arrays, {certificate["parameters"]:,} parameters'

@@ -1,7 +1,7 @@
-"""Weights in directories: those of a run, and those converted from a file.
+"""Weights in directories: of runs, and converted from files.
 
-A converted directory is to this project like a run's: it has a config.json and
-a checkpoint of step 0 without an optimiser.
+A converted directory looks like that of a run: it has a config.json and a
+checkpoint of step 0, without the state of an optimiser.
 """
 
 import json
@@ -20,8 +20,8 @@ from esvit_jax.weights.place import check_free, unfinished
 from esvit_jax.weights.tables import listed
 from esvit_jax.workdir import checkpoint, write_json
 
-# Parts that training has and no finished network: tasks that SiT may add, and
-# SiT's heads beside EsViT's.
+# Parts that only training needs: optional tasks of SiT, and SiT's heads beside
+# those of EsViT.
 _TASKS = ('rotation', 'balance', 'sit')
 
 
@@ -38,7 +38,7 @@ def read(path: str, which: str = 'both') -> Weights:
   config = _config(path)
   parts = checkpoint.restore_parts(path, ('params', 'teacher', 'extra'))
   trees = {'student': parts['params'], 'teacher': parts['teacher']}
-  # A teacher may be none, or another network that only distils.
+  # There may be no teacher, or a frozen one of another architecture.
   notes = [
     f'left out the frozen {name}, which is another network'
     for name, tree in trees.items()
@@ -77,11 +77,11 @@ def read(path: str, which: str = 'both') -> Weights:
 
 
 def write(path: str, weights: Weights, source: str) -> None:
-  """Writes a directory to start from, evaluate and export, in one stroke.
+  """Writes a directory to train from, evaluate and export.
 
   Args:
     path: must not exist, or be empty.
-    weights: of one network, which is then both, or of two.
+    weights: of two networks, or of one, which then becomes both.
     source: where they come from.
 
   Raises:
@@ -123,7 +123,7 @@ def write(path: str, weights: Weights, source: str) -> None:
 
 
 def _config(path: str) -> dict:
-  """The config.json of a directory, with all that is needed in it."""
+  """The config.json of a directory; it has model.name and data.channels."""
   name = os.path.join(path, 'config.json')
   try:
     with open(name, encoding='utf-8') as f:
@@ -138,7 +138,7 @@ def _config(path: str) -> dict:
 
 
 def _recorded(path: str, config: Mapping) -> str | None:
-  """The network that a run or a converted directory says it hands on."""
+  """The network that a run or a converted directory records as handed on."""
   try:
     with open(os.path.join(path, 'run.json'), encoding='utf-8') as f:
       return json.load(f).get('network')

@@ -1,7 +1,7 @@
-"""Which of a run's networks is evaluated, exported, loaded and trained from.
+"""Which network of a run is evaluated, exported, loaded and trained from.
 
-A method says which (`state.Method.network`). A run records it in run.json, a
-converted directory in config.json, an exported file in its metadata.
+A method decides it (`state.Method.network`). Runs record it in run.json,
+converted directories in config.json, exported files in their metadata.
 """
 
 from collections.abc import Collection
@@ -15,18 +15,18 @@ def handed_on(
   recorded: str | None = None,
   method: str | None = None,
 ) -> str:
-  """The network that is meant where the user names none.
+  """The network to use if the user names none.
 
   Args:
-    networks: those there are, of `NETWORKS`.
-    recorded: what the run, directory or file says itself, if it does.
-    method: the name of what trained them, for published files and for runs of
-      versions that recorded nothing.
+    networks: the existing ones of `NETWORKS`.
+    recorded: the one that the run, directory or file records, if any.
+    method: that trained them, for published files and for runs of versions
+      that recorded nothing.
 
   Returns:
-    The recorded network; else the teacher, except for MoCo, whose momentum
-    encoder only supplies keys (MoCo-v3, arXiv 2104.02057, section 3). Where
-    only one is left, that one.
+    The recorded network; else the teacher or, for MoCo, the student, since a
+    momentum encoder only supplies keys (MoCo-v3, arXiv 2104.02057, section 3).
+    If that does not exist, the other.
   """
   preferred = recorded or ('student' if method == 'moco' else 'teacher')
   return preferred if preferred in networks else next(iter(networks))

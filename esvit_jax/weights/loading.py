@@ -1,4 +1,4 @@
-"""Weights at a path, whatever is there."""
+"""Weights from any path: runs, converted directories, published files."""
 
 import os
 from collections.abc import Mapping
@@ -23,13 +23,12 @@ def load(
   Args:
     path: a run directory, a converted one, a file of torch.save, or a
       safetensors file.
-    which: 'student', 'teacher', 'both' (all there are), or 'auto' for the one
-      handed on; it is `handed_on` of the result.
-    fields: of the backbone, such as {'heads': 3}: for a file that does not say
-      them itself.
+    which: 'student', 'teacher', 'both', or 'auto' for the one handed on.
+    fields: of the backbone, such as {'heads': 3}, that a file leaves open.
 
   Raises:
-    UserError: there are none, not what was asked for, or a choice is open.
+    UserError: there are no weights, the network asked for is not among them,
+      or the file leaves a field open.
   """
   path = require_local(os.fspath(path), 'the checkpoint')
   if not os.path.isdir(path):
@@ -45,7 +44,7 @@ def load(
 def load_one(
   path: str, which: str = AUTO, fields: Mapping | None = None
 ) -> Weights:
-  """As `load`, but of a single network, whose features can be used.
+  """As `load`, but of a single network that is trained in all its parts.
 
   Raises:
     UserError: as `load`, or arrays of its backbone are random.
@@ -62,10 +61,11 @@ def load_one(
 
 
 def load_for(model: Mapping, path: str, which: str = AUTO) -> Weights:
-  """As `load`, for training of `model`, whose fields settle an open choice.
+  """As `load`, to initialise `model`, whose fields settle open ones.
 
   Raises:
-    UserError: as `load`, or it has other heads, which no shape would show.
+    UserError: as `load`, or the number of attention heads differs, which
+      shapes do not show.
   """
   described = architecture.resolved(model, models.build(model))
   try:
@@ -75,14 +75,14 @@ def load_for(model: Mapping, path: str, which: str = AUTO) -> Weights:
   heads, own = weights.about['model'].get('heads'), described.get('heads')
   if heads != own:
     raise UserError(
-      f'{path!r} has {heads} attention heads, config.model {own}: their shapes '
-      f'agree, their features do not; set --config.model.heads={heads}'
+      f'{path!r} has {heads} attention heads, config.model has {own}: shapes '
+      f'agree but features would not; set --config.model.heads={heads}'
     )
   return weights
 
 
 def answers(published: Mapping) -> dict:
-  """The fields in the `published` section of an evaluation's config."""
+  """The fields that the `published` section of an evaluation's config sets."""
   fields = {k: v for k, v in published.items() if v}
   if len(fields.get('heads', ())) == 1:
     (fields['heads'],) = fields['heads']  # of a ViT

@@ -1,4 +1,4 @@
-"""Where weights are written: checked first, whole or not at all."""
+"""Files and directories of weights are written whole or not at all."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from esvit_jax.errors import UserError
 
 
 def check_free(path: str) -> None:
-  """Raises UserError where there is something, or no folder to write in."""
+  """Raises UserError if `path` exists, or its folder does not."""
   if os.path.isdir(path) and not os.listdir(path):
     return
   if os.path.lexists(path):
@@ -21,10 +21,10 @@ def check_free(path: str) -> None:
 
 @contextlib.contextmanager
 def unfinished(path: str) -> Iterator[str]:
-  """A name beside `path` to write to, which then takes the place of `path`.
+  """A temporary path to write to, which replaces `path` at the end.
 
   Raises:
-    UserError: it cannot be written; nothing is left.
+    UserError: it cannot be written. Nothing is left behind.
   """
   part = f'{path.rstrip("/")}.{os.getpid()}.tmp'
   try:

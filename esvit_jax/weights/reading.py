@@ -1,4 +1,4 @@
-"""Published arrays -> `Weights`, part by part."""
+"""Published files -> `Weights`, part by part."""
 
 import functools
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from esvit_jax.weights.published.files import CENTRES, OWN
 from esvit_jax.weights.published.parts import HEADS
 from esvit_jax.weights.tables import Arrays
 
-# What is taken over of our own description of a file.
+# Fields of the description in an exported file that `Weights.about` keeps.
 ABOUT = (
   *('model', 'channels', 'mean', 'std', 'head'),
   *('batches', 'buffers', 'random'),
@@ -40,15 +40,15 @@ def from_file(
   fields: Mapping | None = None,
   allowed: Allowed | None = None,
 ) -> Weights:
-  """The weights of a published file, every key of it accounted for.
+  """The weights of a published file; every key of it is accounted for.
 
   Args:
-    file: as `files.read` gives it.
-    which: 'student', 'teacher', 'both' or 'auto'; a file of one unnamed
-      network has it as either.
-    fields: of the backbone. Without a name, the file's own description is
-      taken, or the architecture inferred.
-    allowed: what may differ.
+    file: see `files.read`.
+    which: 'student', 'teacher', 'both' or 'auto'. A single unnamed network
+      counts as either.
+    fields: of the backbone. Without a name the architecture is that of the
+      file's description or, if it has none, inferred.
+    allowed: keys that may differ.
 
   Raises:
     UserError: keys are missing, unexpected, of another shape or type, or
@@ -96,13 +96,13 @@ def _from_file(file, which, fields, allowed) -> Weights:
   }
   heads = {tuple(h for h in HEADS if h in x['params']) for x in result.values()}
   if len(heads) > 1:
-    raise UserError('its student and its teacher have not the same heads')
+    raise UserError('its student and its teacher have different heads')
   batches = {name: _batches(arrays) for name, arrays in networks.items()}
   return _weights(file, result, about, account, batches)
 
 
 def agree(model: Mapping, fields: Mapping) -> None:
-  """Raises UserError where `fields` differ from a model's own description."""
+  """Raises UserError if `fields` differ from a model's own description."""
   for field, value in fields.items():
     own = model.get(field)
     listed = list(value) if isinstance(value, tuple) else value
@@ -111,7 +111,7 @@ def agree(model: Mapping, fields: Mapping) -> None:
 
 
 def _selected(file: files.File, which: str) -> dict[str, Arrays]:
-  """The networks asked for; one unnamed network is 'model' or as asked."""
+  """The networks asked for; a single unnamed one is called 'model'."""
   networks = dict(file.networks)
   if which == AUTO:
     recorded = (file.about or {}).get('handed_on')
@@ -125,7 +125,7 @@ def _selected(file: files.File, which: str) -> dict[str, Arrays]:
 
 
 def _weights(file, networks, about, account, batches) -> Weights:
-  """The result, one unnamed network as both."""
+  """The result; a single unnamed network becomes student and teacher."""
   account.check_all_used()
   if account.random or (file.about or {}).get('random'):
     about['random'] = account.random or file.about['random']
@@ -143,7 +143,7 @@ def _weights(file, networks, about, account, batches) -> Weights:
 
 
 def _config(arrays, fields, file, notes) -> dict:
-  """The config of the backbone, and notes on where it comes from."""
+  """The config of the backbone; adds notes on where it comes from."""
   if file.about is not None:
     source, config = 'its own description', file.about['model']
     agree(config, fields)
@@ -170,7 +170,7 @@ def _config(arrays, fields, file, notes) -> dict:
 
 
 def _evidence(arrays: Arrays, file: files.File, notes: list[str]) -> dict:
-  """Fields of the backbone that its surroundings tell, not its arrays."""
+  """Fields of the backbone that other parts of the file tell."""
   family = families.of_keys(arrays)
   known, more = arguments.fields(file.arguments, family, file.method)
   notes += more
@@ -185,7 +185,7 @@ def _evidence(arrays: Arrays, file: files.File, notes: list[str]) -> dict:
     if width in SIT_HEADS:
       known.setdefault('heads', SIT_HEADS[width])
   elif 'head.last_layer.weight_v' in arrays:
-    # EsViT's ViT takes its crops itself, DINO's has a wrapper around it.
+    # DINO's ViT is inside a wrapper, which leaves a prefix; EsViT's is not.
     wrapped = any(p.endswith('backbone.') for p in file.prefixes.values())
     if arguments.is_dino(file.arguments) or (not file.arguments and wrapped):
       known['resize_extra'] = 0.1
@@ -218,36 +218,32 @@ def _read_network(name, arrays, module, about, account) -> dict:
   if any(head != about.setdefault('head', heads[0]) for head in heads):
     raise UserError('its heads are of different sizes')
   variables = {'params': {}, 'batch_stats': {}}
-  for part, part_arrays in split.items():
-    where = f'{name} {part}'
-    if part == 'beside':
+  for key, part_arrays in split.items():
+    if key == 'beside':
       layout = parts.kind(arrays)
-      init = functools.partial(_as_they_are, part_arrays, layout)
-      read = account.read(part_arrays, Part(f'{name} {layout}', layout, init))
-      for collection, tree in read.items():
-        variables[collection] |= tree
-      continue
-    if part == 'backbone':
+      init = functools.partial(_implied, part_arrays, layout)
+      part = Part(f'{name} {layout}', layout, init)
+    elif key == 'backbone':
       layout = families.NAMES.get(type(module))
       init = architecture.backbone_init(module, about['channels'])
-      spec = Part(where, layout, init)
+      part = Part(f'{name} {key}', layout, init)
     else:
       layout = architecture.head_layout(about['head'])
       init = architecture.head_init(about['head'], module.num_features)
-      spec = Part(where, layout, init, f'{part}.')
-    for collection, tree in account.read(part_arrays, spec).items():
-      variables[collection][part] = tree
+      part = Part(f'{name} {key}', layout, init, f'{key}.')
+    for collection, tree in account.read(part_arrays, part).items():
+      variables[collection] |= tree if key == 'beside' else {key: tree}
   return variables
 
 
-def _as_they_are(arrays: Arrays, layout: str, key) -> dict:
-  """Fresh variables of the shapes of `arrays`."""
+def _implied(arrays: Arrays, layout: str, key) -> dict:
+  """`tables.implied`, as a function that initialises."""
   del key
   return tables.implied(arrays, layout)
 
 
 def _batches(arrays: Arrays) -> dict[str, int]:
-  """How many batches each batch norm has seen, where they say it."""
+  """The number of batches that each batch norm has seen, if known."""
   return {
     k: int(v)
     for k, v in arrays.items()
@@ -270,7 +266,7 @@ def _centres(arrays: Arrays, about: dict) -> Arrays:
 
 
 def _from_own(file, networks, account) -> Weights:
-  """The weights of a file with our own names."""
+  """The weights of a file that keeps this project's names."""
   model = file.about['model']
   module = architecture.build(model, next(iter(networks.values())))
   about = {k: v for k, v in file.about.items() if k in ABOUT}

@@ -1,7 +1,7 @@
 """Published PyTorch arrays <-> variables of this project, in memory.
 
-A layout (weights/layouts) says which published key is which of our variables;
-it is read in both directions. Every key of both sides has to be accounted for.
+A layout (weights/layouts) maps published keys to paths of our variables, and
+is used in both directions. Every key on both sides has to be accounted for.
 """
 
 import difflib
@@ -24,12 +24,12 @@ def from_published(arrays: Mapping, layout: str, like: Mapping) -> dict:
   Args:
     arrays: by published key, without prefixes such as `module.`.
     layout: a key of LAYOUTS.
-    like: variables (or their shapes, `models.abstract_variables`) that the
-      result has to match, leaf by leaf.
+    like: variables, or their shapes (`models.abstract_variables`), that the
+      result must match leaf by leaf.
 
   Raises:
-    UserError: keys are unexpected, missing, or of another shape, type or, for
-      a constant buffer, value.
+    UserError: keys are unexpected or missing, or have another shape, type or,
+      if they are constant buffers, another value.
   """
   rows = _rows(layout)
   like = traverse_util.flatten_dict(like, sep='/')
@@ -69,18 +69,18 @@ def from_published(arrays: Mapping, layout: str, like: Mapping) -> dict:
 
 
 def implied(arrays: Mapping, layout: str) -> dict:
-  """Zeros of the shapes that a state_dict's own keys ask for.
+  """Zeros of the shapes that a state_dict itself implies.
 
-  For parts whose module only a training config describes, such as decoders:
-  a run that starts from them checks them against its own.
+  For parts such as decoders, whose fields only a training config knows; a run
+  that starts from them checks their shapes.
   """
   ours = {}
   for key, value in arrays.items():
     match = _row_of_key(_rows(layout), key, arrays)
     if match is not None and isinstance(match[0], Row):
       row, numbers = match
-      shape = _transposed_shape(value.shape, row.axes)
-      ours[row.ours.format(**numbers)] = np.zeros(shape, np.float32)
+      zeros = np.zeros_like(_transposed(value, row.axes), np.float32)
+      ours[row.ours.format(**numbers)] = zeros
   return traverse_util.unflatten_dict(ours, sep='/')
 
 
@@ -116,7 +116,7 @@ def to_published(variables: Mapping, layout: str) -> Arrays:
 
 
 def listed(title: str, keys: list[str], most: int = 8) -> str:
-  """`keys` for one line: how many, and the first."""
+  """The number of keys and the first of them, for one line."""
   more = f' and {len(keys) - most} more' if len(keys) > most else ''
   return f'{len(keys)} {title}: {", ".join(keys[:most])}{more}'
 
@@ -141,21 +141,17 @@ def _numbers(template: str, key: str) -> dict[str, str] | None:
 
 def _row_of_key(rows, key: str, arrays: Mapping):
   """The row of a published key among `arrays`, and its numbers."""
-  for row in rows:
-    numbers = _numbers(row.published, key)
-    if numbers is not None and _applies(row, numbers, arrays):
-      return row, numbers
-  return None
+  matches = ((row, _numbers(row.published, key)) for row in rows)
+  return next(
+    (m for m in matches if m[1] is not None and _applies(*m, arrays)), None
+  )
 
 
 def _row_of_path(rows, path: str):
   """The row of one of our variables, and its numbers."""
-  for row in rows:
-    if isinstance(row, Row):
-      numbers = _numbers(row.ours, path)
-      if numbers is not None:
-        return row, numbers
-  return None
+  rows = (row for row in rows if isinstance(row, Row))
+  matches = ((row, _numbers(row.ours, path)) for row in rows)
+  return next((m for m in matches if m[1] is not None), None)
 
 
 def _applies(row, numbers: Mapping, arrays: Mapping) -> bool:
@@ -169,7 +165,7 @@ def _published_key(rows, path: str) -> str:
 
 
 def _transposed(value: np.ndarray, axes) -> np.ndarray:
-  """In another order of axes; as it is where their number does not fit."""
+  """`value` with its axes in this order; unchanged if their number differs."""
   if axes is None or value.ndim != len(axes):
     return value
   return np.ascontiguousarray(value.transpose(axes))

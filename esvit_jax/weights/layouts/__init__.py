@@ -1,7 +1,4 @@
-"""Layouts: which published array is which of ours, for every architecture.
-
-A layout is read in both directions.
-"""
+"""Layouts: tables from published keys to our variables, and back."""
 
 from esvit_jax.weights.layouts import backbones, heads
 from esvit_jax.weights.layouts.rows import Buffer, Row, Rows

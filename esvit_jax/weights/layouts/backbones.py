@@ -23,7 +23,7 @@ def _position_index(table: np.ndarray) -> np.ndarray:
 
 
 def block(published: str, ours: str) -> Rows:
-  """What the blocks of Swin and ViT have in common."""
+  """The rows that blocks of Swin and ViT share."""
   return (
     *norm(f'{published}.norm1', f'{ours}/norm1'),
     *linear(f'{published}.attn.proj', f'{ours}/attn/proj'),
@@ -145,7 +145,7 @@ def _chunk_index(table: np.ndarray) -> np.ndarray:
 
 
 def _shared(published: str) -> tuple[Buffer, ...]:
-  """The second name of a module, under which their files hold a copy."""
+  """Copies of a module's arrays, which files hold under a second name."""
   return tuple(
     Buffer(
       f'{published}_global.{k}',

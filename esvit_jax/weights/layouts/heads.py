@@ -1,4 +1,4 @@
-"""Layouts of what stands beside a backbone: heads, decoders, classifiers."""
+"""Layouts of heads, decoders and classifiers, with their backbones."""
 
 from esvit_jax.weights.layouts.backbones import VIT, block
 from esvit_jax.weights.layouts.rows import (
@@ -19,7 +19,7 @@ _PROTOTYPES = (
   *same('last_layer.weight_v', 'last_layer/v'),
   *same('last_layer.weight_g', 'last_layer/g'),
 )
-# DINO's heads number their layers with the activations between them.
+# DINO's heads count the activations between their layers.
 DINO = (
   *(row for k in _LAYERS for row in linear(f'mlp.{2 * k}', f'fc{k}')),
   *_PROTOTYPES,
@@ -53,7 +53,7 @@ D2MAE = (
 
 
 def _mlp(published: str, ours: str, batch_norms: int) -> Rows:
-  """Linear, batch norm, activation and so on; the last norm has no gain."""
+  """Linear layers, each with batch norm; the last norm has no gain."""
   rows = []
   for k in range(batch_norms):
     rows += linear(f'{published}.{3 * k}', f'{ours}/fc{k}')
@@ -62,7 +62,7 @@ def _mlp(published: str, ours: str, batch_norms: int) -> Rows:
   return tuple(rows)
 
 
-# An encoder with its projector, of which files hold two, and the predictor.
+# An encoder, its projector and its predictor.
 MOCO = (*_VIT, *_mlp('head', 'head', 3), *_mlp('predictor', 'predictor', 2))
 
 _PIXELS = 'head_recons.convTrans'

@@ -1,6 +1,6 @@
-"""Rows of a layout: which published array is which of ours, and how it turns.
+"""Rows of a layout: pairs of a published array and our variable.
 
-In templates of keys `{i}` and `{j}` stand for numbers.
+`{i}` and `{j}` in keys and paths stand for any numbers.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ class Row(NamedTuple):
 
   Attributes:
     published: its key.
-    ours: its path, with its collection: params/... or batch_stats/...
-    axes: the order of the published axes in ours, where it changes.
+    ours: its path with the collection, params/... or batch_stats/...
+    axes: the permutation from published axes to ours, if there is one.
   """
 
   published: str
@@ -24,19 +24,19 @@ class Row(NamedTuple):
 
   @property
   def inverse(self) -> tuple[int, ...] | None:
-    """The order of our axes in the published array."""
+    """The permutation from our axes to the published ones."""
     return self.axes and tuple(int(i) for i in np.argsort(self.axes))
 
 
 class Buffer(NamedTuple):
-  """An array that only the published side has: a function of another.
+  """An array that only the published side has, computed from another.
 
   Attributes:
     published: its key.
-    source: the key of the array it follows from.
+    source: the key of the array that it is computed from.
     compute: array -> buffer.
     constant: whether the value in a file must be the computed one.
-    beside: keys that must be there for this row to apply.
+    beside: keys that must exist for this row to apply.
   """
 
   published: str
@@ -80,8 +80,8 @@ def batch_norm(published: str, ours: str) -> Rows:
     *norm(published, ours),
     Row(f'{published}.running_mean', f'batch_stats/{ours}/mean'),
     Row(f'{published}.running_var', f'batch_stats/{ours}/var'),
-    # Counts steps. Nothing here uses it; what a file had is kept beside the
-    # weights (conversion.py).
+    # A counter of batches, which nothing here uses; the value of a file is
+    # kept in `Weights.about`.
     Buffer(
       f'{published}.num_batches_tracked',
       f'{published}.running_mean',
@@ -92,7 +92,7 @@ def batch_norm(published: str, ours: str) -> Rows:
 
 
 def within(rows: Rows, published: str = '', ours: str = '') -> Rows:
-  """`rows` of a part that has a name in the whole, on either side."""
+  """`rows` with prefixes on the published and on our side."""
 
   def moved(row):
     if isinstance(row, Buffer):

@@ -1,15 +1,16 @@
-"""What a checkpoint says of its network beside its arrays.
+"""The command line that a training checkpoint stores beside its arrays.
 
-EsViT, DINO, MAE and SiT store the Namespace of their command line under `args`
-(others under `config`); MoCo-v3 stores the name of its network under `arch`.
+EsViT, DINO, MAE and SiT store its Namespace under `args`, others under
+`config`; MoCo-v3 stores the name of its network under `arch`.
 """
 
 import re
 from collections.abc import Mapping
 
-# Heads of the ViTs of DINO, DeiT, EsViT and SiT, whose heads have 64 channels.
-# MoCo-v3 gives its ViT-Small 12 (arXiv 2104.02057, appendix), MAE-Lite too;
-# MAE's own code has no ViT-Tiny or ViT-Small, and those of others differ.
+# Attention heads by size. DINO, DeiT, EsViT and SiT have 64 channels per head.
+# MoCo-v3 and MAE-Lite give ViT-Small 12 heads (arXiv 2104.02057, appendix).
+# MAE's own code has no ViT-Tiny or ViT-Small; derived codes differ, so their
+# heads are asked for.
 _MAE_HEADS = {'base': 12, 'large': 16, 'huge': 16}
 _HEADS = {'tiny': 3, 'small': 6, **_MAE_HEADS}
 _MOCO_HEADS = {'tiny': 12, 'small': 12, 'base': 12, 'large': 16}
@@ -18,7 +19,7 @@ _NAME = re.compile(r'(?:mae_)?(?:vit|deit)_(tiny|small|base|large|huge)(?:_|$)')
 
 
 def of_file(tree: Mapping) -> dict:
-  """The arguments in a checkpoint's tree; {} where there are none."""
+  """The arguments in a checkpoint's tree; {} if there are none."""
   arguments = {}
   for entry in ('config', 'args'):
     if isinstance(tree.get(entry), Mapping):
@@ -31,15 +32,15 @@ def of_file(tree: Mapping) -> dict:
 def fields(
   arguments: Mapping, family: str | None, method: str | None
 ) -> tuple[dict, list[str]]:
-  """What the arguments say of a backbone that its arrays do not.
+  """Fields of a backbone that arguments tell and arrays do not.
 
   Args:
     arguments: see `of_file`.
     family: of the backbone.
-    method: 'moco' where the keys are MoCo's.
+    method: 'moco' if the keys are MoCo's.
 
   Returns:
-    Fields of the model, and a note for each.
+    The fields, and a note for each.
   """
   known, notes = {}, []
   for word in ('arch', 'model'):
@@ -65,7 +66,7 @@ def fields(
 def is_dino(arguments: Mapping) -> bool:
   """Whether the command line is of DINO's own code.
 
-  EsViT's has the same flags and those of its region task.
+  EsViT's code has the same flags, and more for its region task.
   """
   return (
     'norm_last_layer' in arguments and 'use_dense_prediction' not in arguments

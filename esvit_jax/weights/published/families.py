@@ -1,4 +1,4 @@
-"""Families of backbones, how their keys tell them, and what has to be asked."""
+"""Families of backbones, and the published keys that identify them."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ NAMES = {
   models.ViL: 'vil',
   models.ViT: 'vit',
 }
-# A key that only this family has, and the weight of its first convolution.
+# family -> a key that no other family has, its first convolution's weight
 KEYS = {
   'swin': (
     'layers.0.blocks.0.attn.relative_position_bias_table',
@@ -34,7 +34,7 @@ def of_keys(keys: Iterable[str]) -> str | None:
 
 
 class OpenError(UserError):
-  """A field of the model that no array tells and the user has to.
+  """A field of the model cannot be inferred; the user has to give it.
 
   Attributes:
     field: its name.

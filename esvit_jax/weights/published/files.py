@@ -1,9 +1,9 @@
-"""Files of published networks: what they hold, recognised, never guessed.
+"""Files of published networks: which networks they hold, without guessing.
 
-Training files nest networks: {'student', 'teacher', 'dino_loss', ...} of EsViT,
-DINO and SiT, {'model'} of MAE, {'state_dict'} of MoCo; others are one bare
-state_dict. Wrappers leave prefixes on all keys. What was recognised is noted
-for the user, and what cannot be is an error.
+Training checkpoints nest networks: {'student', 'teacher', 'dino_loss', ...} in
+EsViT, DINO and SiT, {'model'} in MAE, {'state_dict'} in MoCo. Other files are a
+bare state_dict. Wrappers of modules leave prefixes on all keys. What is
+recognised becomes a note for the user; what is not is an error.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from esvit_jax.weights.tables import Arrays
 from esvit_jax.weights.torch import file as torch_file
 
 FORMAT = 'esvit_jax'  # the key of our architecture in safetensors' metadata
-OWN = 'esvit_jax'  # the layout of names of our own
+OWN = 'esvit_jax'  # the layout of this project's own names
 CENTRES = 'dino_loss.'
 _FROZEN = 'tch_model.'  # the frozen teacher in files of D-MAE
-# The two networks of MoCo v3 and v1, which live in one state_dict.
+# The two networks of MoCo v3 and v1, which share one state_dict.
 _MOCO = {
   'student': ('base_encoder.', 'encoder_q.'),
   'teacher': ('momentum_encoder.', 'encoder_k.'),
@@ -36,14 +36,14 @@ class File:
 
   Attributes:
     path: of the file.
-    networks: 'student', 'teacher' or, where it holds only one, 'model':
+    networks: 'student', 'teacher' or, of a single unnamed network, 'model' ->
       arrays by published key, without prefixes.
-    prefixes: what the keys of each network began with.
-    centres: 'center' and 'center_grid' f[1, K], where there are any.
-    others: arrays of neither, by their key in the file.
+    prefixes: network -> prefix of its keys in the file.
+    centres: 'center' and 'center_grid' f[1, K], if there are any.
+    others: arrays that belong to no network, by their key in the file.
     notes: what was recognised, a line each.
-    about: our own description, if the file carries one.
-    arguments: of the command line it was made by, if it holds them.
+    about: the description that this project's exports carry, if any.
+    arguments: of the command line that made the file, if it stores them.
   """
 
   path: str = ''
@@ -57,7 +57,7 @@ class File:
 
   @property
   def method(self) -> str | None:
-    """What trained the networks, where their keys say it."""
+    """The method that trained the networks, if their keys tell it."""
     in_one = any(
       prefix.endswith(names)
       for prefix in self.prefixes.values()
@@ -71,11 +71,11 @@ def read(path: str, prefix: str | None = None) -> File:
 
   Args:
     path: the file.
-    prefix: what the keys begin with, instead of what is recognised; other
-      keys go to `others`.
+    prefix: of the keys to take, instead of the recognised one; other keys go
+      to `others`.
 
   Raises:
-    UserError: it cannot be read, or not be recognised.
+    UserError: the file cannot be read, or its networks not recognised.
   """
   if path.endswith('.safetensors'):
     tree, about = _read_safetensors(path)
@@ -92,7 +92,7 @@ def recognise(
   path: str = '',
   about: dict | None = None,
 ) -> File:
-  """Takes the tree of a file apart; see `read`."""
+  """Finds the networks in the tree of a file; see `read`."""
   file = File(path, about=about, arguments=arguments.of_file(tree))
   try:
     states, centres = _states(tree, file.notes)
@@ -115,7 +115,7 @@ def recognise(
 
 
 def _read_safetensors(path: str) -> tuple[dict, dict | None]:
-  """Its arrays, nested as EsViT's files are, and our description."""
+  """The arrays, nested as in EsViT's checkpoints, and the description."""
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
       flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -240,7 +240,7 @@ def _recognise_moco(state: Arrays, prefix: str, file: File) -> None:
 
 
 def _check_wrappers(name: str, state: Arrays, prefix: str) -> None:
-  """Raises UserError for keys that a wrapper's prefix is left on."""
+  """Raises UserError if prefixes of a wrapper remain on some keys."""
   left = [k for k in state if k.startswith('module.')]
   if left and 'module.' in prefix:
     raise UserError(
@@ -256,14 +256,14 @@ def _check_wrappers(name: str, state: Arrays, prefix: str) -> None:
 
 
 def _without(word: str, state: Arrays, body: Sequence) -> tuple[Arrays, str]:
-  """`state` without `word`, if every key of `body` begins with it."""
+  """Removes the prefix `word` if all keys in `body` have it."""
   if not body or not all(key.startswith(word) for key in body):
     return state, ''
   return {k.removeprefix(word): v for k, v in state.items()}, word
 
 
 def _is_description(about) -> bool:
-  """Whether this can be `Weights.about`, as JSON."""
+  """Whether a JSON value has the form of `Weights.about`."""
   kinds = {
     'model': dict,
     'channels': int,
@@ -303,6 +303,6 @@ def _is_state(value) -> bool:
 
 
 def _names(names: list[str], most: int = 8) -> str:
-  """Some names of a file, fit for one line."""
+  """Some names in a file, for one line."""
   text = ', '.join(repr(name)[1:-1][:80] for name in names[:most])
   return text + (f' and {len(names) - most} more' if len(names) > most else '')

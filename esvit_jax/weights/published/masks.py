@@ -1,7 +1,7 @@
-"""Swin's `attn_mask`, a constant that upstream Swin keeps among its weights.
+"""Swin's `attn_mask`, a constant that upstream Swin stores with its weights.
 
-EsViT's code makes it anew for every map; files of upstream Swin, and of code
-derived from it, hold it for every block with shifted windows.
+Files of upstream Swin, and of code derived from it, have one for every block
+with shifted windows. EsViT's code computes them for each map.
 """
 
 import re
@@ -21,7 +21,7 @@ _PATTERN = re.compile(r'layers\.(\d+)\.blocks\.(\d+)\.attn_mask')
 
 
 def mask(side: int, window: int, shift: int) -> np.ndarray:
-  """0 where two tokens of a shifted window are neighbours, else -100.
+  """0 between tokens of a shifted window that are neighbours, else -100.
 
   Args:
     side: of the map, in tokens.
@@ -50,10 +50,10 @@ def of(module: Swin) -> Arrays:
 
 
 def taken_out(arrays: Arrays) -> tuple[Arrays, set[str]]:
-  """The arrays without masks, after a check of these, and the masks' keys.
+  """Checks and removes masks; returns the other arrays, and the masks' keys.
 
   Raises:
-    UserError: a mask that is not the one of its windows.
+    UserError: a mask is not the one of its windows.
   """
   masked = {k: v for k, v in arrays.items() if _PATTERN.fullmatch(k)}
   for key, value in masked.items():
@@ -68,7 +68,7 @@ def taken_out(arrays: Arrays) -> tuple[Arrays, set[str]]:
 
 
 def check(keys: Collection[str], module: Swin) -> None:
-  """Raises OpenError where other blocks have masks than those of `module`."""
+  """Raises OpenError if these are not the masks of `module`."""
   if set(keys) != of(module).keys():
     raise families.ask(
       f'it has {len(keys)} {KEY}, not the {len(of(module))} of '

@@ -1,4 +1,4 @@
-"""The parts of a published network: its backbone, and what stands beside it."""
+"""The parts of a published network: backbone, heads, decoder and so on."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from esvit_jax.weights.published import families
 from esvit_jax.weights.tables import Arrays
 
 HEADS = ('head', 'head_dense')  # DINO's
-# What stands beside a backbone: MAE's decoder and adapters, heads.
+# Beginnings of keys that are not of the backbone.
 BESIDE = (
   'mask_token',
   'decoder_',
@@ -21,10 +21,10 @@ BESIDE = (
 
 
 def kind(network: Mapping) -> str | None:
-  """The layout of a network that has other things than DINO's heads.
+  """The layout of a network with other parts than DINO's heads.
 
-  Told by keys that only this kind has. None: a backbone, with DINO's heads or
-  without.
+  It is identified by keys that no other layout has. None: a backbone, with or
+  without DINO's heads.
   """
   if 'decoder_embed.weight' in network:
     cut = 'blocks.12.norm1.weight' in network
@@ -48,9 +48,9 @@ def split(network: Mapping) -> dict[str, Arrays]:
   """A network's arrays by part.
 
   Returns:
-    'backbone' and, where it has them, DINO's 'head' and 'head_dense' without
-    these words in their keys, or 'beside': what a network of a `kind` has
-    beside its backbone.
+    'backbone'; 'head' and 'head_dense' of DINO, if there are any, without
+    these prefixes on their keys; or 'beside', all other arrays of a network
+    that has a `kind`.
   """
   layout = kind(network)
   if layout:

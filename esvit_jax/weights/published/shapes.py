@@ -1,6 +1,6 @@
-"""Which architecture published arrays are of, by their keys and shapes.
+"""Infers the architecture of published arrays from their keys and shapes.
 
-What these do not say is asked for, never guessed.
+What these do not determine is asked for, never guessed.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from esvit_jax.weights.published.families import (
   of_keys,
 )
 
-# Parts of keys by which other libraries' names are known.
+# Parts of keys that identify files of other libraries.
 _FOREIGN = {
   'Hugging Face': ('encoder.layer.', 'embeddings.', 'embedder.'),
   'torchvision': ('encoder.layers.encoder_layer_', 'features.0.', 'conv_proj.'),
@@ -33,10 +33,10 @@ def infer(backbone: Mapping[str, np.ndarray], fields: Mapping) -> dict:
 
   Args:
     backbone: arrays by published key, without prefixes.
-    fields: what is known of it otherwise; the rest is read off the shapes.
+    fields: known from elsewhere; the others follow from the shapes.
 
   Raises:
-    UserError: the keys are of no architecture known, or leave a choice.
+    UserError: the architecture is unknown, or leaves a choice.
   """
   name = of_keys(backbone)
   if 'name' in fields:
@@ -61,7 +61,7 @@ def infer(backbone: Mapping[str, np.ndarray], fields: Mapping) -> dict:
 
 
 def _as_named(backbone: Mapping, fields: Mapping, family: str | None) -> dict:
-  """What the name in `fields` leaves open is read off the shapes."""
+  """Infers the fields that the name in `fields` leaves open."""
   module, defaults = models.BACKBONES.get(fields['name'], (None, {}))
   if family is None or NAMES.get(module) != family:
     return dict(fields)
@@ -70,7 +70,7 @@ def _as_named(backbone: Mapping, fields: Mapping, family: str | None) -> dict:
     config = infer(backbone, {**defaults, **others})
   except OpenError:
     raise
-  except UserError:  # a list of what is missing says more
+  except UserError:  # a list of what is missing will say more
     return dict(fields)
   config = {**models.BACKBONES[config['name']][1], **config}
   config = {k: v for k, v in config.items() if defaults.get(k, ...) != v}
@@ -125,7 +125,7 @@ def _windows(config: Mapping, image_size: int) -> list[int]:
 
 
 def _swin_image_size(config: Mapping, windows: list[int]) -> int:
-  """224, as every published Swin of EsViT, if it gives these windows."""
+  """224, as in all of EsViT's Swins, if that gives these windows."""
   if _windows(config, 224) == windows:
     return 224
   sizes = [
@@ -195,7 +195,7 @@ def _vit(arrays: Mapping, fields: Mapping) -> dict:
     **_vit_options(arrays),
   }
   for kind, (table, pool) in _TABLES.items():
-    # Tables that never trained tell whose network it is.
+    # Fixed position tables identify networks of MAE and MoCo-v3.
     if np.allclose(arrays['pos_embed'], table(dim, side), atol=1e-6):
       config |= {'positions': kind, 'pool': pool}
   config |= fields
@@ -205,7 +205,7 @@ def _vit(arrays: Mapping, fields: Mapping) -> dict:
 
 
 def _vit_options(arrays: Mapping) -> dict:
-  """What fine-tuned ViTs may have, or lack."""
+  """Fields in which fine-tuned ViTs may differ."""
   options = {}
   table = arrays.get('blocks.0.attn.relative_position_bias_table')
   if table is not None:
@@ -220,9 +220,9 @@ def _vit_options(arrays: Mapping) -> dict:
 
 
 def _vit_heads(config: Mapping) -> int:
-  """The heads of all published ViTs of this size, if they agree.
+  """The number of heads of published ViTs of this size, if they agree.
 
-  A table of positions that has been trained may have started as any.
+  Trained positions may have been initialised in any of the ways.
   """
   names = {}
   for name, (module, defaults) in models.BACKBONES.items():
@@ -287,7 +287,7 @@ def _count(arrays: Mapping, layer: str, key: str = 'norm1.weight') -> int:
 
 
 def _named(family: str, config: Mapping) -> dict:
-  """`config` under the name that already says most of it."""
+  """`config`, shortened to a name of BACKBONES and what differs from it."""
   for name, (module, defaults) in models.BACKBONES.items():
     if NAMES.get(module) != family or name == family:
       continue

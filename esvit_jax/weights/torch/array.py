@@ -1,7 +1,7 @@
-"""Arrays of a torch file: element types, storages and views of them.
+"""Arrays of a torch file: element types, storages, and views of storages.
 
-A storage is a run of bytes; a tensor is a strided view of one. Every bound is
-checked before numpy sees it.
+A storage is a sequence of bytes and a tensor a strided view of it. All bounds
+are checked before NumPy sees them.
 """
 
 import dataclasses
@@ -45,12 +45,12 @@ KINDS = {
 
 
 class RefusedError(Exception):
-  """Why a file is not read, without its name."""
+  """Why a file is refused; the message does not name the file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-  """A storage the pickle points to; `code` is its element type."""
+  """A storage that the pickle refers to; `code` is its element type."""
 
   key: str
   code: str
@@ -60,9 +60,9 @@ class Storages:
   """The storages of one file.
 
   Args:
-    member: the bytes of a member of the file, by name.
+    member: name of a member of the file -> its bytes.
     order: byte order, '<' or '>'.
-    room: bytes that all tensors together may take.
+    room: bytes that all tensors together may occupy.
   """
 
   def __init__(
@@ -72,7 +72,7 @@ class Storages:
     self.arrays = {}
 
   def claim(self, storage: Storage, count: int) -> None:
-    """Checks the number of values that a pickle says a storage holds."""
+    """Checks the number of values that the pickle claims for a storage."""
     held = len(self.elements(storage))
     if type(count) is not int or count != held:
       raise RefusedError(
@@ -144,7 +144,7 @@ def naturals(values: object) -> tuple[int, ...]:
 
 
 def short(thing: object) -> str:
-  """What a file says, fit for one line; containers can be endless."""
+  """A value from a file, for one line; containers can be endless."""
   if type(thing) not in (str, int, float):
     return f'<{type(thing).__name__}>'
   return repr(thing)[:80]

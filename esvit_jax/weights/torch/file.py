@@ -1,9 +1,9 @@
 """Reads what torch.save wrote, without torch and without running anything.
 
-The file is a zip: `NAME/data.pkl` is a pickle that describes the tree,
-`NAME/data/N` are the bytes of storage N (before 1.6: see legacy.py). The zip
-stays where it is (it is mapped, never extracted). The pickle goes through
-`torch_pickle`, which can make nothing but arrays and plain containers.
+The file is a zip: `NAME/data.pkl` is a pickle that describes the tree, and
+`NAME/data/N` holds the bytes of storage N (before torch 1.6: see legacy.py).
+The zip is mapped into memory, never extracted. The pickle is interpreted by
+`torch_pickle`, which can make only arrays and plain containers.
 """
 
 import mmap

@@ -24,7 +24,7 @@ _PICKLES = 32 << 20  # bytes of all pickles
 
 
 def recognised(head: bytes) -> bool:
-  """Whether a file that starts like this is one."""
+  """Whether a file that begins with these bytes has this format."""
   return head[:1] == b'\x80' and head[1:2] <= b'\5' and _MAGIC in head
 
 
@@ -50,7 +50,7 @@ def read(data: mmap.mmap, room: int):
       'is of another protocol or byte order than torch.save has on a PC: load '
       'it with torch and torch.save it again'
     )
-  # A first time for the types of the storages, which tell where each begins.
+  # The first pass collects the sizes of storages, hence where each begins.
   sizes = _Sizes()
   _, length = torch_pickle.run_at(code[begin:], sizes)
   keys, more = torch_pickle.run_at(code[begin + length :], _Sizes())
@@ -60,7 +60,7 @@ def read(data: mmap.mmap, room: int):
 
 
 class _Sizes:
-  """Stands for storages whose place in the file is not known yet."""
+  """Stands in for `Storages` while their places in the file are unknown."""
 
   def __init__(self):
     self.counts = {}

@@ -1,6 +1,7 @@
-"""What the names in a torch pickle stand for: a closed table.
+"""The names that a torch pickle may use: a closed table.
 
-A maker gets the machine that runs the pickle first, and counts its work there.
+The first argument of a maker is the machine that runs the pickle, where its
+work is counted.
 """
 
 import dataclasses
@@ -30,14 +31,14 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Maker:
-  """A name that may be called, or made an object of."""
+  """A function or class that a pickle may call."""
 
   make: Callable[..., Any]
 
 
 @dataclasses.dataclass
 class Pending:
-  """A numpy dtype or array between its making and its state."""
+  """A NumPy dtype or array that has not got its state yet."""
 
   code: str | None = None  # of a dtype, with its byte order
   array: np.ndarray | None = None
@@ -144,7 +145,7 @@ for _place in ('numpy.core.multiarray', 'numpy._core.multiarray'):
 
 
 def says(value: object, *words: str) -> bool:
-  """Whether a value is one of the words; == alone is an array's own affair."""
+  """Whether a value is one of the words; arrays would compare elementwise."""
   return type(value) is str and value in words
 
 

@@ -1,7 +1,7 @@
-"""The pickle of a torch file, read without running anything.
+"""An interpreter of torch's pickles that runs no code.
 
-An interpreter of its own knows the few instructions torch.save writes and a
-closed table of names; a pickle can reach no other Python object through it.
+It knows the few instructions that torch.save writes and a closed table of
+names; a pickle can reach no other Python object.
 """
 
 import pickle
@@ -42,7 +42,7 @@ def run(code: bytes, storages: Storages) -> Any:
 
 
 def run_at(code: bytes, storages: Storages) -> tuple[Any, int]:
-  """As `run`, of a pickle that more may follow; its length comes along."""
+  """As `run`, of a pickle with bytes behind it; also returns its length."""
   machine = _Machine(code, storages)
   return machine.run(), machine.at
 
@@ -195,7 +195,7 @@ class _Machine:
       target[checked_key(key)] = value
 
   def name(self, module: str, name: str, known: bool = True):
-    """Looks a global up in the table; there is no other way to one."""
+    """Looks up a global in the table; there is no other way to get one."""
     if type(module) is not str or type(name) is not str:
       raise TypeError
     whole = f'{module}.{name}'
