@@ -1,4 +1,4 @@
-"""Ways to learn: one file and one line here for each."""
+"""Methods of learning: a file and a line here for each."""
 
 from esvit_jax.methods import esvit, esvit_sit, finetune, mae, moco, sit
 

@@ -1,10 +1,9 @@
 """EsViT: self-distillation over views and over matched regions.
 
-A student sees all views, its EMA teacher the two global ones. The student's
-distribution over prototypes follows the teacher's: that of every view the
-other view's, and that of every region the one of the most similar region in
-each other global view (arXiv 2106.09785, section 3). Without the region term
-this is DINO (2104.14294).
+A student sees all views, its EMA teacher the two global ones. The targets are
+the teacher's distributions over prototypes: for each view that of the other
+global views, for each region that of the most similar region in them (arXiv
+2106.09785, section 3). Without the region loss this is DINO (2104.14294).
 """
 
 import functools
@@ -34,7 +33,7 @@ class Projected(NamedTuple):
 
 
 class Outputs(struct.PyTreeNode):
-  """V views and T regions of B images (all views' regions in a row).
+  """V views and T regions of B images, where T counts the regions of all views.
 
   Attributes:
     view: projections of V views.
@@ -52,7 +51,7 @@ class Outputs(struct.PyTreeNode):
 
 
 class Network(nn.Module):
-  """A backbone, a head for views and (or not) one for regions."""
+  """A backbone, a head for views and, optionally, a head for regions."""
 
   backbone: nn.Module
   head: nn.Module
@@ -83,13 +82,13 @@ def build(config, run: Run) -> Method:
     run: facts about it.
 
   Raises:
-    UserError: the teacher's two views are missing, or settings are wrong.
+    UserError: there are not two global views, or settings are wrong.
   """
   groups = shared.view_groups(
     config.views, 'the teacher sees two', TEACHER_VIEWS, others=True
   )
   student = _network(config)
-  # Published: the teacher has no drop path.
+  # As published, the teacher has no drop path.
   teacher = _network(config, drop_path=0.0)
   c, horizon = config.loss, run.horizon
   teacher_temp = schedules.teacher_temperature(
@@ -111,7 +110,7 @@ def build(config, run: Run) -> Method:
     return shared.teach(teacher, state, (views['globals'],), key)
 
   def predictions(params, state, views, key):
-    # Mappings of JAX come sorted, so the groups keep the order.
+    # JAX sorts the keys of dicts; the order of groups is kept here.
     views = tuple(views[g.name] for g in groups)
     stats = state.extra['student']
     return shared.forward(student, params, stats, views, key)
@@ -154,19 +153,19 @@ def build(config, run: Run) -> Method:
 
 
 def objective(s: Outputs, t: Outputs, extra, temp, config, shards=1) -> Loss:
-  """The view and the region loss of one batch, and what they change.
+  """The view and the region loss of a batch, and the new centres.
 
     loss = (1 - w) view + w region                             (w = 1/2)
 
-  Published code and paper differ in scale: L_V + L_R in the paper (section
-  3.2), halves in the code, which are kept here.
+  The paper (section 3.2) has L_V + L_R; the published code, followed here, has
+  half of it.
 
   Args:
     s: the student's outputs on all views.
     t: the teacher's on the global views; no gradient.
     extra: holds the two centres.
     temp: teacher temperature.
-    config: section `loss`, and `model.dtype`, that of the logits' products.
+    config: section `loss`, and `model.dtype`, in which logits are computed.
     shards: see tiles.cross_entropy.
 
   Returns:
@@ -218,7 +217,7 @@ def view_loss(student: Side, teacher: Side, compare) -> jax.Array:
 def region_loss(
   s: Outputs, t: Outputs, student: Side, teacher: Side, compare
 ) -> tuple[jax.Array, jax.Array]:
-  """Every region follows the most similar one of each other global view.
+  """Cross-entropy of regions with the most similar ones of other global views.
 
   Of one image, with z a view's regions before the heads and p, p' their
   softmax over prototypes, of student and teacher:

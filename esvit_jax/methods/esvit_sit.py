@@ -2,9 +2,8 @@
 
   loss = EsViT's over all views + sit.weight * SiT's over the global ones
 
-EsViT's student sees clean views, SiT's corrupted ones; each has its own heads,
-and both train the backbone, of any kind. Neither system was published with the
-other: this is to compare and to combine them.
+EsViT's student sees clean views, SiT's corrupted ones. Each has its own heads;
+the backbone, of any family, is shared. The combination is this project's own.
 """
 
 import jax
@@ -44,7 +43,7 @@ def build(config, run: Run) -> Method:
     metrics = {'esvit_loss': a.value, 'sit_loss': b.value}
     return Loss(
       a.value + weight * b.value,
-      # Running statistics of a backbone that has any are those of clean views.
+      # Running statistics of the backbone, if any, are those of clean views.
       _join_stats(a.extra, b.extra),
       b.metrics | a.metrics | metrics,
     )
@@ -62,7 +61,7 @@ def build(config, run: Run) -> Method:
 
 
 def with_global_views(config):
-  """The config as SiT takes it."""
+  """The config for SiT, which has no other views."""
   c = config.copy_and_resolve_references()
   with c.unlocked():
     c.views = {'globals': c.views.globals}

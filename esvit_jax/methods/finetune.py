@@ -1,12 +1,12 @@
-"""Fine-tuning: a pre-trained backbone and a head learn labels.
+"""Fine-tuning of a pre-trained backbone and a head with labels.
 
-  views of an image -> RandAugment -> erasing -> mixing with the batch turned
-  round -> cross-entropy with soft targets
+  views -> RandAugment -> erasing -> mixing with the reversed batch
+  -> cross-entropy with soft targets
 
-Where images are of several classes it is the binary cross-entropy of each.
+For multi-label data it is the binary cross-entropy of each class.
 
 The recipes of MAE-Lite, DeiT and of transfer to small sets differ in numbers
-only (configs/eval/finetune.py). Layer-wise decay is the optimiser's.
+only (configs/eval/finetune.py). Layer-wise decay is part of the optimiser.
 """
 
 import math
@@ -27,16 +27,16 @@ def build(config, run: Run) -> Method:
   """Fine-tuning as a Method.
 
   Several views of an image (`views.globals.count`) are DeiT's repeated
-  augmentation. With `ema.decay` an average of the weights is the teacher.
+  augmentation. With `ema.decay` the teacher is an average of the weights.
 
   Args:
     config: sections data, views, model, finetune and ema
       (configs/eval/finetune.py).
-    run: facts about it: the number of classes, and whether an image may be
-      of several.
+    run: facts about it: the number of classes, and whether labels are
+      multi-label.
 
   Raises:
-    UserError: no labels to learn, or settings are wrong.
+    UserError: there are no labels, or settings are wrong.
   """
   c, decay = config.finetune, config.ema.decay
   classes = _classes(c.classes, run.classes)
@@ -53,7 +53,7 @@ def build(config, run: Run) -> Method:
 
   def views(batch, keys):
     x = shared.crops(config, groups)(batch, keys)['globals']  # B V h w C
-    # Numbers below the count belong to the views.
+    # fold_in with numbers below the count is used by the crops of views.
     V = groups[0].count
     if c.erase:
       erase_keys = jax.vmap(

@@ -1,9 +1,9 @@
 """MAE and MAE-Lite: masked auto-encoding, and distillation of its attention.
 
-A random quarter of the patches goes through the encoder; a small decoder
-predicts the pixels of the others (2111.06377). With a frozen teacher, which
-sees the same patches, attention logits are matched too: D-MAE (2205.14443),
-and with a tail and an early decoder D2-MAE (2404.12210).
+The encoder sees a random quarter of the patches; a small decoder predicts the
+pixels of the others (2111.06377). With a frozen teacher, which sees the same
+patches, attention logits are matched too: D-MAE (2205.14443) or, with a tail
+and an early decoder, D2-MAE (2404.12210).
 """
 
 import jax
@@ -22,10 +22,10 @@ def build(config, run: Run) -> Method:
 
   Args:
     config: sections data, views, model, mae and distill.
-    run: facts about it: a ViT as the frozen teacher, or none.
+    run: facts about it: the frozen teacher, a ViT, or none.
 
   Raises:
-    UserError: settings that do not fit each other, or the teacher.
+    UserError: settings do not fit each other, or the teacher.
   """
   groups = shared.view_groups(
     config.views, 'a masked auto-encoder sees one view', 1
@@ -98,7 +98,8 @@ def build(config, run: Run) -> Method:
       )
     },
     network='student',
-    # Normed patches have a variance of (P - 1)/P, as their own has P - 1.
+    # Normed patches have a variance of (P - 1)/P: they are divided by the
+    # unbiased deviation.
     chance=(P - 1) / P if c.norm_pix and teacher is None else None,
     show=show,
   )
@@ -112,14 +113,14 @@ def objective(out: mae.Outputs, patches, order, k: int, targets, config):
     hidden    = mean over matched states of mean |adapter(s) - t|^2
     loss      = reconstruction + weight attention + hidden_weight hidden
 
-  Published and kept: what is matched are logits before the softmax, of one
-  block only, although the paper speaks of attention maps.
+  As in the published code, logits of one block are matched; the paper speaks
+  of attention maps.
 
   Args:
     out: of the student.
     patches: of the images, see `patchify`, f32[B, L, P].
     order: i32[B, L].
-    k: patches seen.
+    k: number of visible patches.
     targets: traces of the teacher's blocks, or None.
     config: sections mae and, with a teacher, distill.
 
@@ -148,7 +149,7 @@ def objective(out: mae.Outputs, patches, order, k: int, targets, config):
 
 
 def visible(patches: int, mask_ratio: float) -> int:
-  """How many of an image's patches are seen.
+  """The number of visible patches of an image.
 
   Raises:
     UserError: none, or all.
@@ -165,7 +166,7 @@ def visible(patches: int, mask_ratio: float) -> int:
 def patch_order(key, images: int, patches: int) -> jax.Array:
   """A random order of the patches of each image, i32[B, L].
 
-  Drawn for the batch as a whole, so that devices do not matter.
+  It is drawn for the global batch, so it does not depend on devices.
   """
   return jnp.argsort(jax.random.uniform(key, (images, patches)), 1)
 
@@ -183,8 +184,8 @@ def pictures(images, pred, mask, patch: int, norm_pix: bool) -> jax.Array:
     pred: f32[B, L, P].
     mask: 1 where a patch was removed, f32[B, L].
     patch: pixels.
-    norm_pix: whether predictions are of normed patches. They then lack mean
-      and deviation, which are taken from the patches themselves.
+    norm_pix: whether predictions are of normed patches; mean and deviation are
+      then those of the true patches.
 
   Returns:
     f32[B, 3, H, W, channels]; masked patches are 0, the mean colour.
@@ -221,7 +222,7 @@ def _network(config, teacher) -> mae.MAE:
 
 
 def _matching(d, student, teacher) -> dict:
-  """Fields of `mae.MAE` that are about the teacher."""
+  """Fields of `mae.MAE` for distillation."""
   if student.side != teacher.side:
     raise UserError(
       f'the student cuts images into {student.side}x{student.side} patches, '
@@ -229,7 +230,7 @@ def _matching(d, student, teacher) -> dict:
       'set model.image_size or model.patch'
     )
   hidden = tuple(d.hidden)
-  # The tail stands in for the student's own block.
+  # The tail replaces the student's own block.
   depths = (teacher.depth, *([] if d.decoupled else [student.depth]))
   if not 0 <= d.layer <= min(depths):
     raise UserError(
@@ -249,7 +250,7 @@ def _matching(d, student, teacher) -> dict:
 
 
 def _fixed_tables(params):
-  """`params` with no gradient to the position tables."""
+  """`params` with constant position tables."""
   fixed = jax.lax.stop_gradient
   return jax.tree_util.tree_map_with_path(
     lambda path, x: fixed(x) if path[-1].key == 'pos_embed' else x, params

@@ -1,7 +1,7 @@
-"""What methods share: the parts of `state.Method` that most leave as they are.
+"""Common parts of methods.
 
-A method is its networks, its loss and how it starts; `define` adds what else
-the contract asks for.
+A method defines its networks, their initialisation and its loss; `define` adds
+the usual views, features and stages.
 """
 
 from collections.abc import Callable
@@ -34,8 +34,8 @@ def define(
     groups: of views.
     backbone: the module whose parameters are `params['backbone']`.
     init, loss: see `state.Method`.
-    stages: pieces to measure beside the loss with its gradient.
-    fields: any other fields of `state.Method`; they replace the usual ones.
+    stages: pieces to measure, beside the loss with its gradient.
+    fields: other fields of `state.Method`; they override the usual ones.
   """
   usual = {
     'views': crops(config, groups),
@@ -126,12 +126,12 @@ def view_groups(
 
   Args:
     config: section views.
-    why: what the method does with them, for the error.
-    count: of global views; 0: any.
-    others: whether other groups may be there.
+    why: what the method does with them, for the error message.
+    count: number of global views; 0: any.
+    others: whether there may be other groups.
 
   Raises:
-    UserError: there are other views than these.
+    UserError: the views are not as described.
   """
   groups = augment.view_groups(config)
   globals_ = tuple(g for g in groups if g.name == 'globals')
@@ -149,10 +149,10 @@ def view_groups(
 
 
 def images_to_contrast(config) -> int:
-  """Images that a contrastive loss sees at once, whose keys are negatives.
+  """The number of images that a contrastive loss compares at once.
 
   Raises:
-    UserError: it is one, which has no negatives: the loss is always 0.
+    UserError: it is 1; without negatives the loss is always 0.
   """
   images = config.batch_size // config.accumulate
   if images < 2:

@@ -1,8 +1,8 @@
-"""MoCo-v3: each image is told apart from all others (2104.02057).
+"""MoCo-v3: contrastive learning with a momentum encoder (2104.02057).
 
 Queries come from one view, through an encoder with a predictor; keys from the
-other view, through the encoder's average. Every query is to find the key of its
-image among those of the batch.
+other view, through the encoder's average. Each query has to identify the key of
+its image among those of the batch.
 """
 
 import jax
@@ -30,11 +30,11 @@ class Outputs(struct.PyTreeNode):
 
 
 class Network(nn.Module):
-  """A backbone, its projector and (or not) a predictor after that.
+  """A backbone, a projector and, optionally, a predictor.
 
-  As published the heads' batch norms see one view at a time. The backbone
-  sees both at once: where it has batch norm itself, as a ResNet, that spans
-  both, unlike MoCo-v3's.
+  As published, the batch norms of the heads see one view at a time. The
+  backbone takes both views at once, so its own batch norm, if any, spans both,
+  unlike in MoCo-v3.
   """
 
   backbone: nn.Module
@@ -76,8 +76,8 @@ def build(config, run: Run) -> Method:
     return params, _without_predictor(params), extra
 
   def momentum(step):
-    # Published: the average moves between queries and keys of a step, with
-    # what the step before learned. Here it moves at the end of that step.
+    # The published code updates the average between the queries and the keys
+    # of a step. Here it is updated at the end of the step before.
     return decay(step + 1)
 
   def keys(state, views, key):

@@ -1,12 +1,12 @@
-"""SiT: corrupted views are reconstructed, and images told apart.
+"""SiT: reconstruction of corrupted views, and a contrastive loss.
 
 The student sees views with corrupted blocks (`group_masking`), its average the
-clean ones. The student is to restore the pixels and, as in MoCo-v3 but without
-a predictor, to tell its image from all others (the code of 2022 that follows
-2104.03602). The first SiT's tasks (2104.03602v1, section 3) are options of
+clean ones. The student reconstructs the pixels and, as in MoCo-v3 but without a
+predictor, identifies its image among all others (the code of 2022 that follows
+2104.03602). Tasks of the first version (2104.03602v1, section 3) are options in
 section `sit`: rotation prediction, SimCLR's contrast, and learned weights of
-the tasks. Unlike there one class token serves all tasks, and the corruption is
-today's.
+tasks. Unlike there, one class token serves all tasks, and corruption follows
+the later code.
 """
 
 import jax
@@ -24,7 +24,7 @@ from esvit_jax.models.layers import linear_init
 from esvit_jax.state import Loss, Method, Run
 
 CONTRASTS = ('momentum', 'simclr')
-# Of a learned s in exp(-s adjust) loss: of rotation, contrast, reconstruction.
+# Factors of s in exp(-s adjust) loss, for rotation, contrast, reconstruction.
 ADJUST = (1.0, 1.0, 0.5)
 
 
@@ -34,9 +34,9 @@ class Outputs(struct.PyTreeNode):
   Attributes:
     pooled: backbone views f[B, 2, D].
     projected: f32[B, 2, P].
-    reconstruction: views f32[B, 2, H, W, C], or None if not asked for.
-    rotation: logits of the four rotations f32[B, 2, 4], or None likewise.
-    balance: s of each task f32[3], where the network has them.
+    reconstruction: views f32[B, 2, H, W, C], if requested.
+    rotation: logits of the four rotations f32[B, 2, 4], if requested.
+    balance: s of each task f32[3], if weights of tasks are learned.
   """
 
   pooled: jax.Array
@@ -107,7 +107,7 @@ def build(config, run: Run) -> Method:
     )
   corruption = group_masking.settings(config.gmml, size)
   student = _network(config, config.model, size)
-  # Published: the teacher has no drop path.
+  # As published, the teacher has no drop path.
   teacher = _network(config, {**config.model, 'drop_path': 0.0}, size)
 
   def init(key):
@@ -148,7 +148,7 @@ def build(config, run: Run) -> Method:
     return jnp.stack([images, corrupted, out.reconstruction], 2)[:, 0]
 
   def show(state, views, key):
-    # The student has seen corrupted images, so it is the one to show.
+    # The student is shown, since the teacher never saw corrupted images.
     stats = state.extra['student']
     columns = pictures(state.params, stats, views['globals'], key)
     titles = ('clean', 'corrupted', 'reconstructed')
@@ -183,14 +183,14 @@ def objective(s: Outputs, t: Outputs, clean, mask, config, turns=None):
     loss     = rotation + contrast + reconstruction_weight reconstruction
       or, with learned weights s_i, sum_i exp(-s_i adjust_i) loss_i + s_i / 2
 
-  The mean is one of all views, images and channels. Published code has one
-  for each device and the mean of these, whose weights depend on devices.
+  The mean of the reconstruction is over the global batch. The published code
+  averages the means of devices, which depends on their number.
 
   Args:
     s: the student's outputs on corrupted views.
     t: the teacher's on clean ones.
     clean: f32[B, 2, H, W, C].
-    mask: what is corrupted, bool[B, 2, H, W].
+    mask: corrupted pixels, bool[B, 2, H, W].
     config: sections contrast and sit.
     turns: quarter turns of the student's views, i32[B, 2], or None.
 
@@ -224,7 +224,7 @@ def objective(s: Outputs, t: Outputs, clean, mask, config, turns=None):
 
 
 def balanced(losses, s) -> jax.Array:
-  """sum_i exp(-s_i adjust_i) loss_i + s_i / 2: weights that are learned.
+  """sum_i exp(-s_i adjust_i) loss_i + s_i / 2, with learned weights.
 
   Args:
     losses: of rotation, contrast and reconstruction.
