@@ -25,7 +25,7 @@ from esvit_jax.models.backbone import (
 from esvit_jax.models.convolutions import Pointwise, channels_of, drop_path
 from esvit_jax.models.layers import BatchNorm, linear_init
 from esvit_jax.models.patches import check_images
-from esvit_jax.models.stages import check_stages, stage_layer_ids
+from esvit_jax.models.stages import DEBUG, check_stages, stage_layer_ids
 from esvit_jax.models.windows import from_windows, pad, to_windows
 
 # Kernel, stride and padding of the embedding of the first and of later stages.
@@ -58,12 +58,7 @@ class CvT(Backbone, kw_only=True):
   window: int = 7
   image_size: int = 224
 
-  DEBUG: ClassVar = {
-    'dims': (16, 32),
-    'depths': (1, 2),
-    'heads': (1, 2),
-    'image_size': 28,
-  }
+  DEBUG: ClassVar = DEBUG
 
   def check(self):
     check_stages(self.dims, self.depths, self.heads)

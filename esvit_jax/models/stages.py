@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from esvit_jax.errors import UserError
 
+# Sizes for images of 28 px.
+DEBUG = {'dims': (16, 32), 'depths': (1, 2), 'heads': (1, 2), 'image_size': 28}
+
 
 def check_stages(
   dims: Sequence[int], depths: Sequence[int], heads: Sequence[int]

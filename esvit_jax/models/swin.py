@@ -32,7 +32,7 @@ from esvit_jax.models.layers import (
 )
 from esvit_jax.models.patches import PatchEmbed
 from esvit_jax.models.positions import window_index
-from esvit_jax.models.stages import check_stages, stage_layer_ids
+from esvit_jax.models.stages import DEBUG, check_stages, stage_layer_ids
 from esvit_jax.models.windows import (
   from_windows,
   stage_window,
@@ -42,32 +42,23 @@ from esvit_jax.models.windows import (
 
 MASKED = -100.0  # as published; not -inf
 
+
+def _size(dim: int, heads: int, depth: int, drop_path: float) -> dict:
+  """Four stages; the first has this width, the third this depth."""
+  return {
+    'dims': tuple(dim * 2**i for i in range(4)),
+    'depths': (2, 2, depth, 2),
+    'heads': tuple(heads * 2**i for i in range(4)),
+    'drop_path': drop_path,
+  }
+
+
 # name -> fields, as `models.BACKBONES` lists them
 SIZES = {
-  'swin_tiny': {
-    'dims': (96, 192, 384, 768),
-    'depths': (2, 2, 6, 2),
-    'heads': (3, 6, 12, 24),
-    'drop_path': 0.1,
-  },
-  'swin_small': {
-    'dims': (96, 192, 384, 768),
-    'depths': (2, 2, 18, 2),
-    'heads': (3, 6, 12, 24),
-    'drop_path': 0.2,
-  },
-  'swin_base': {
-    'dims': (128, 256, 512, 1024),
-    'depths': (2, 2, 18, 2),
-    'heads': (4, 8, 16, 32),
-    'drop_path': 0.2,
-  },
-  'swin_large': {
-    'dims': (192, 384, 768, 1536),
-    'depths': (2, 2, 18, 2),
-    'heads': (6, 12, 24, 48),
-    'drop_path': 0.2,
-  },
+  'swin_tiny': _size(96, 3, 6, 0.1),
+  'swin_small': _size(96, 3, 18, 0.2),
+  'swin_base': _size(128, 4, 18, 0.2),
+  'swin_large': _size(192, 6, 18, 0.2),
   # For images of 96 px: maps of 24, 12 and 6 regions a side.
   'swin_96': {
     'dims': (96, 192, 384),
@@ -104,14 +95,7 @@ class Swin(Backbone, kw_only=True):
   patch: int = 4
   image_size: int = 224
 
-  DEBUG: ClassVar = {
-    'dims': (16, 32),
-    'depths': (1, 2),
-    'heads': (1, 2),
-    'window': 7,
-    'patch': 4,
-    'image_size': 28,
-  }
+  DEBUG: ClassVar = {**DEBUG, 'window': 7, 'patch': 4}
 
   def check(self):
     check_stages(self.dims, self.depths, self.heads)

@@ -30,7 +30,7 @@ from esvit_jax.models.layers import (
 )
 from esvit_jax.models.longformer import FullAttention, SparseAttention, lines
 from esvit_jax.models.patches import PatchEmbed
-from esvit_jax.models.stages import check_stages
+from esvit_jax.models.stages import DEBUG, check_stages
 
 # name -> fields, as `models.BACKBONES` lists them
 SIZES = {
@@ -75,14 +75,11 @@ class ViL(Backbone, kw_only=True):
   image_size: int = 224
 
   DEBUG: ClassVar = {
-    'dims': (16, 32),
-    'depths': (1, 2),
-    'heads': (1, 2),
+    **DEBUG,
     'sparse': (True, False),
     'global_tokens': (1, 0),
     'patches': (4, 2),
     'window': 3,
-    'image_size': 28,
   }
 
   def check(self):

@@ -4,6 +4,7 @@ What these do not determine is asked for, never guessed.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -90,17 +91,15 @@ def _unknown(keys: list[str]) -> str:
 
 
 def _swin(arrays: Mapping, fields: Mapping) -> dict:
-  shape = {'dims': [], 'depths': [], 'heads': []}
-  windows = []
-  while f'layers.{len(windows)}.blocks.0.norm1.weight' in arrays:
-    layer = f'layers.{len(windows)}.blocks'
-    shape['dims'].append(arrays[f'{layer}.0.norm1.weight'].shape[0])
-    shape['depths'].append(_count(arrays, layer))
-    table = arrays[f'{layer}.0.attn.relative_position_bias_table'].shape
-    shape['heads'].append(table[1])
-    windows.append((round(table[0] ** 0.5) + 1) // 2)
+  count = _count(arrays, 'layers.{}.blocks.0.norm1.weight')
+  stages = [f'layers.{i}.blocks' for i in range(count)]
+  table = '0.attn.relative_position_bias_table'
+  tables = [arrays[f'{x}.{table}'].shape for x in stages]
+  windows = [(round(rows**0.5) + 1) // 2 for rows, _ in tables]
   config = {
-    **{k: tuple(v) for k, v in shape.items()},
+    'dims': tuple(arrays[f'{x}.0.norm1.weight'].shape[0] for x in stages),
+    'depths': tuple(_count(arrays, f'{x}.{{}}.norm1.weight') for x in stages),
+    'heads': tuple(heads for _, heads in tables),
     'patch': arrays['patch_embed.proj.weight'].shape[2],
     'window': max(windows),
     **fields,
@@ -147,38 +146,38 @@ def _swin_image_size(config: Mapping, windows: list[int]) -> int:
 
 
 def _vil(arrays: Mapping, fields: Mapping) -> dict:
-  keys = ('dims', 'depths', 'heads', 'sparse', 'global_tokens', 'patches')
-  shape = {k: [] for k in keys}
-  windows, sizes, scale, stage = set(), {}, 1, 1
-  while f'layer{stage}.0.proj.weight' in arrays:
-    layer = f'layer{stage}'
-    dim, _, patch, _ = arrays[f'{layer}.0.proj.weight'].shape
-    rows, heads = arrays[
-      f'{layer}.1.attn.local_relative_position_bias_table'
-    ].shape
-    sparse = f'{layer}.1.attn.query.weight' in arrays
-    no_tokens = np.zeros((1, 0, dim))
-    tokens = arrays.get(f'{layer}.0.cls_token', no_tokens).shape[1]
-    depth = 0
-    while f'{layer}.{2 * depth + 1}.norm.weight' in arrays:
-      depth += 1
-    for k, v in zip(keys, (dim, depth, heads, sparse, tokens, patch)):
-      shape[k].append(v)
-    scale *= patch
+  count = _count(arrays, 'layer{}.0.proj.weight', 1)
+  stages = [f'layer{i + 1}' for i in range(count)]
+  kernels = [arrays[f'{x}.0.proj.weight'].shape for x in stages]
+  table = '1.attn.local_relative_position_bias_table'
+  tables = [arrays[f'{x}.{table}'].shape for x in stages]
+  tokens = [arrays.get(f'{x}.0.cls_token', np.zeros((1, 0))) for x in stages]
+  # Blocks of attention and of MLPs alternate.
+  blocks = [_count(arrays, f'{x}.{{}}.norm.weight', 1) for x in stages]
+  config = {
+    'dims': tuple(shape[0] for shape in kernels),
+    'depths': tuple(-(-n // 2) for n in blocks),
+    'heads': tuple(heads for _, heads in tables),
+    'sparse': tuple(f'{x}.1.attn.query.weight' in arrays for x in stages),
+    'global_tokens': tuple(x.shape[1] for x in tokens),
+    'patches': tuple(shape[2] for shape in kernels),
+  }
+  windows, sizes, stride = set(), [], 1
+  for (rows, _), patch, sparse in zip(
+    tables, config['patches'], config['sparse']
+  ):
+    stride *= patch
     side = round(rows**0.5) + 1
     if sparse:
       windows.add(side // 4)
     else:
-      sizes[scale] = side // 2
-    stage += 1
+      sizes.append(stride * (side // 2))
   if len(windows) > 1:
     raise UserError(f'its stages have chunks of {sorted(windows)} tokens')
-  config = {k: tuple(v) for k, v in shape.items()}
   if windows:
     config['window'] = windows.pop()
   if sizes:
-    # The least size that gives these maps, if there are others.
-    config['image_size'] = max(s * side for s, side in sizes.items())
+    config['image_size'] = max(sizes)  # the least that gives these maps
   return _named('vil', {**config, **fields})
 
 
@@ -188,7 +187,7 @@ def _vit(arrays: Mapping, fields: Mapping) -> dict:
   side = round((tokens - 1) ** 0.5)
   config = {
     'dim': dim,
-    'depth': _count(arrays, 'blocks'),
+    'depth': _count(arrays, 'blocks.{}.norm1.weight'),
     'patch': patch,
     'image_size': side * patch,
     'positions': 'learned',
@@ -247,20 +246,21 @@ def _vit_heads(config: Mapping) -> int:
 
 
 def _cvt(arrays: Mapping, fields: Mapping) -> dict:
-  dims, depths = [], []
-  while f'stage{len(dims)}.0.proj.weight' in arrays:
-    stage = f'stage{len(dims)}'
-    dims.append(arrays[f'{stage}.0.proj.weight'].shape[0])
-    depths.append(_count(arrays, f'{stage}.1.layers', '0.norm.weight'))
-  config = _named(
-    'cvt', {'dims': tuple(dims), 'depths': tuple(depths), **fields}
-  )
+  count = _count(arrays, 'stage{}.0.proj.weight')
+  stages = [f'stage{i}' for i in range(count)]
+  sizes = {
+    'dims': tuple(arrays[f'{x}.0.proj.weight'].shape[0] for x in stages),
+    'depths': tuple(
+      _count(arrays, f'{x}.1.layers.{{}}.0.norm.weight') for x in stages
+    ),
+  }
+  config = _named('cvt', {**sizes, **fields})
   if config['name'] == 'cvt' and 'heads' not in config:
     raise ask(
-      f'a CvT of {depths} blocks of {dims} channels: its shapes do not say how '
-      'many heads it has',
+      f'a CvT of {list(sizes["depths"])} blocks of {list(sizes["dims"])} '
+      'channels: its shapes do not say how many heads it has',
       'heads',
-      ','.join('1' * len(dims)),
+      ','.join('1' * count),
     )
   return config
 
@@ -271,19 +271,16 @@ def _resnet(arrays: Mapping, fields: Mapping) -> dict:
       'a ResNet of blocks of two convolutions, such as ResNet-18: only those '
       'of bottlenecks, such as resnet50, are known'
     )
-  depths = []
-  while f'layer{len(depths) + 1}.0.conv1.weight' in arrays:
-    layer = f'layer{len(depths) + 1}'
-    depths.append(_count(arrays, layer, 'conv1.weight'))
+  stages = range(1, 1 + _count(arrays, 'layer{}.0.conv1.weight', 1))
+  depths = tuple(_count(arrays, f'layer{i}.{{}}.conv1.weight') for i in stages)
   width = arrays['conv1.weight'].shape[0]
-  return _named('resnet', {'depths': tuple(depths), 'width': width, **fields})
+  return _named('resnet', {'depths': depths, 'width': width, **fields})
 
 
-def _count(arrays: Mapping, layer: str, key: str = 'norm1.weight') -> int:
-  count = 0
-  while f'{layer}.{count}.{key}' in arrays:
-    count += 1
-  return count
+def _count(arrays: Mapping, template: str, first: int = 0) -> int:
+  """The number of consecutive keys that `template` gives from `first` on."""
+  numbers = itertools.count(first)
+  return next(i for i in numbers if template.format(i) not in arrays) - first
 
 
 def _named(family: str, config: Mapping) -> dict:
