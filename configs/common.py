@@ -4,40 +4,42 @@ from ml_collections import ConfigDict, FieldReference
 
 
 def base() -> ConfigDict:
-  """What every method has: 300 epochs of ImageNet at batch 512."""
+  """Fields of every method: 300 epochs of ImageNet at batch 512."""
   c = ConfigDict()
   c.method = ''
   c.seed = 0
   c.batch_size = 512  # images per step, over all devices
   c.epochs = 300
   c.steps = 0  # > 0: this many steps instead of `epochs`
-  c.accumulate = 1  # parts the batch is taken in, one after the other
-  c.budget = ''  # '2h': what is not set follows from the data: configs/own.py
+  c.accumulate = 1  # number of parts of a batch, computed in sequence
+  c.budget = ''  # such as '2h': open fields follow from it, see configs/own.py
   c.placement = 'replicated'  # or 'fsdp': split state over devices
 
   c.data = ConfigDict()
   c.data.source = 'tfds:imagenet2012'  # or 'folder:PATH', ...: data.KNOWN
   c.data.split = 'train'
-  c.data.test_split = 'auto'  # to judge on; 'held_out': of train; '': none
-  c.data.label_fraction = 1.0  # train on this share of each class
-  c.data.labels_per_class = 0  # or on this many images of each; 0: all
-  c.data.data_dir = ''  # where tfds keeps its sets; '' is tfds' default
+  c.data.test_split = (
+    'auto'  # for evaluation; 'held_out': part of train; '': none
+  )
+  c.data.label_fraction = 1.0  # of the labels of each class to train on
+  c.data.labels_per_class = 0  # or this many labels of each class; 0: all
+  c.data.data_dir = ''  # of tfds; '' is its default
   c.data.channels = 3  # or 1 (grey), or the number of bands
-  c.data.value_range = ()  # of deep images: what becomes black and white
-  c.data.exif_orientation = True  # turns the photographs of folders upright
-  c.data.canvas = 512  # longest side kept when decoding, pixels; 0: as it is
+  c.data.value_range = ()  # values that become black and white in deep images
+  c.data.exif_orientation = True  # turn photographs upright
+  c.data.canvas = 512  # longest side of decoded images, pixels; 0: unchanged
   c.data.workers = 8  # decoding threads
   c.data.max_unreadable = 0.01  # share of unreadable images that stops the run
   c.data.mean = (0.485, 0.456, 0.406)
   c.data.std = (0.229, 0.224, 0.225)
 
-  # Groups of views of one size: `globals` and any number of others.
+  # Groups of views of one size: `globals`, and any number of others.
   c.views = ConfigDict()
 
   c.model = ConfigDict()
   # Any field of the backbone can be added: --config.model.window=14.
   c.model.name = 'swin_tiny'  # of models.BACKBONES
-  c.model.debug = False  # the backbone's own small size, for images of 28 px
+  c.model.debug = False  # use the backbone's debug size, for images of 28 px
   c.model.drop_path = 0.1
   c.model.dtype = 'bfloat16'  # of activations; parameters stay float32
   c.model.remat = False
@@ -53,32 +55,36 @@ def base() -> ConfigDict:
   c.optim.clip_mode = 'tensor'  # or 'global'
   c.optim.b1, c.optim.b2 = 0.9, 0.999  # of adamw
   c.optim.momentum = 0.9  # of sgd and lars
-  c.optim.frozen = ''  # what never trains: words of paths, 'pos_embed,norm'
+  c.optim.frozen = (
+    ''  # parameters that are not trained: parts of paths, 'pos_embed,norm'
+  )
 
-  # Continue from another run: its weights, and its place in the schedules.
+  # Start from another run: from its weights, and its epoch in the schedules.
   c.init = ConfigDict()
   c.init.checkpoint = ''  # a run directory
-  c.init.epoch = 0  # epoch of the schedules to go on from
-  c.init.part = 'all'  # or 'backbone', of any file that convert reads
-  c.init.which = 'auto'  # 'teacher' or 'student', of a backbone
+  c.init.epoch = 0  # epoch at which the schedules start
+  c.init.part = 'all'  # or 'backbone', from any file that convert reads
+  c.init.which = 'auto'  # or 'teacher', 'student', for a backbone
 
   c.eval = ConfigDict()
-  c.eval.every_epochs = 10.0  # 0: only at both ends
-  c.eval.during = 'knn'  # evaluators then: names of evals.EVALS, with commas
+  c.eval.every_epochs = 10.0  # 0: only before and after training
+  c.eval.during = 'knn'  # names of evals.EVALS, separated by commas
   c.eval.at_ends = 'knn,linear'
-  c.eval.metric = 'top1'  # of predicted classes: a name of evals.scores.METRICS
+  c.eval.metric = (
+    'top1'  # for predicted classes: a name of evals.scores.METRICS
+  )
   c.eval.batch_size = 256
   c.eval.size = 224  # pixels
   c.eval.train_images = 50_000  # at most this many; 0: all
-  c.eval.pictures = True  # drawn at evaluations, in a hundredth of the time
+  c.eval.pictures = True  # drawn at evaluations, in 1 % of the time
 
   c.save = ConfigDict()
   c.save.every_epochs = 1.0
-  c.save.keep = 2  # newest; the best by k-NN stays too
-  c.save.keep_every_epochs = 20  # these stay for ever; 0: none
+  c.save.keep = 2  # newest checkpoints; the best by k-NN is kept too
+  c.save.keep_every_epochs = 20  # these are never deleted; 0: none
 
   c.log_every = 50  # steps
-  c.max_bad_steps = 3  # steps without finite numbers, in a row, that stop
+  c.max_bad_steps = 3  # consecutive non-finite steps that stop the run
   c.tensorboard = False  # needs pip install esvit_jax[tensorboard]
   return c
 
@@ -90,7 +96,7 @@ def view(
   blur: tuple[float, ...] = (0.5,),
   solarize: tuple[float, ...] = (0.0,),
 ) -> ConfigDict:
-  """A group of `count` views, with DINO's distortions.
+  """A group of `count` views, augmented as in DINO.
 
   Args:
     size: pixels, one number or height and width.
@@ -104,20 +110,20 @@ def view(
   v.scale = scale  # share of the image's area
   v.ratio = (3 / 4, 4 / 3)
   v.flip = 0.5
-  v.jitter = 0.8  # probability; next four: strengths
+  v.jitter = 0.8  # probability; the next four are strengths
   v.brightness = 0.4
   v.contrast = 0.4
   v.saturation = 0.2
   v.hue = 0.1
   v.gray = 0.2
-  v.blur = blur  # probability, for all views or one for each
+  v.blur = blur  # probability, one for all views or one for each
   v.blur_sigma = (0.1, 2.0)  # pixels
   v.solarize = solarize  # likewise
   return v
 
 
 def either(value) -> FieldReference:
-  """A field that takes one number or several."""
+  """A field that takes a number or a tuple of numbers."""
   return FieldReference(value, field_type=object)
 
 
@@ -134,7 +140,7 @@ def variant(arg: str | None, table: dict, default: str):
   return table[names[0]], debug
 
 
-# A network for images of 28 px of each family, as `models.build` takes it.
+# The debug network of each family, for images of 28 px; see `models.build`.
 SMALL = {
   name: {'name': name, 'debug': True}
   for name in ('swin', 'cvt', 'vil', 'resnet', 'vit')
@@ -142,7 +148,7 @@ SMALL = {
 
 
 def shrink(c: ConfigDict) -> ConfigDict:
-  """Any config in seconds on a laptop: embedded images, a tiny network.
+  """Makes any config run in seconds: embedded images, a tiny network.
 
   Recipes have a `debug` of their own, which does this and shrinks what their
   method adds.

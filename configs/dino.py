@@ -1,9 +1,9 @@
-"""DINO's vision transformers: EsViT's baseline rows, DeiT.
+"""DINO with DeiT's vision transformers, the baselines of EsViT.
 
   python -m main --config=configs/dino.py:vit_small --workdir=runs/vit_small
 
-Batch 1024 and 300 epochs as in EsViT's comparison (its table 4). The view loss
-alone, or with regions too: vit_small_regions (EsViT found no gain).
+Batch 1024 and 300 epochs, as in EsViT's comparison (table 4). vit_small_regions
+adds the region loss, from which EsViT saw no gain.
 """
 
 from configs import common, esvit

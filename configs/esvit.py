@@ -3,20 +3,20 @@
   python -m main --config=configs/esvit.py:swin_tiny --workdir=runs/swin_tiny
 
 A variant is NAME, NAME_w14 (window 14) and, for the view loss alone, NAME_view
-and NAME_w14_view. Where EsViT added the region task to a view-only run, the
-variant wants that run:
+and NAME_w14_view. If EsViT added the region loss to a view-only run, the
+variant needs that run:
 
   python -m main --config=configs/esvit.py:swin_base \\
       --config.init.checkpoint=runs/swin_base_view --workdir=runs/swin_base
 
-Add ,debug to see it all work in seconds: configs/esvit.py:swin_tiny,debug
+With ,debug a variant runs in seconds: configs/esvit.py:swin_tiny,debug
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
 
-# name: model, fields of it, epoch at which the region task was added to a
+# name -> model, its fields, epoch at which the region loss was added to a
 # view-only run (0: both from the start), norm_last_layer, batch size.
 RECIPES = {
   'swin_tiny': ('swin_tiny', {}, 0, False, 512),
@@ -30,7 +30,7 @@ RECIPES = {
     False,
     512,
   ),
-  # The published run's name says norm true: its last layer was normalised.
+  # The name of the published run says that its last layer was normalised.
   'swin_base_w14': (
     'swin_base',
     {'window': 14, 'drop_path': 0.2},
@@ -38,7 +38,7 @@ RECIPES = {
     True,
     512,
   ),
-  # Published with 512 for the view loss alone, 1024 with regions.
+  # Published with batch 512 for the view loss alone, 1024 with regions.
   'vil': ('vil_2262', {}, 200, False, 1024),
   'cvt_tiny': ('cvt_tiny', {}, 200, False, 1024),
   'resnet50': ('resnet50', {'drop_path': 0.0}, 200, False, 1024),
@@ -62,7 +62,7 @@ def get_config(arg: str | None = None):
 
 
 def recipe() -> ConfigDict:
-  """What all variants share, at batch 512."""
+  """The common part of all variants, at batch 512."""
   c = common.base()
   sections(c)
   c.views.globals = common.view(224, 2, (0.4, 1.0), (1.0, 0.1), (0.0, 0.2))
@@ -71,7 +71,7 @@ def recipe() -> ConfigDict:
 
 
 def sections(c: ConfigDict) -> None:
-  """What EsViT has beside common.base()."""
+  """Adds the fields of EsViT to common.base()."""
   c.method = 'esvit'
   c.head = ConfigDict()
   c.head.out_dim = 65536  # prototypes
@@ -98,7 +98,7 @@ def sections(c: ConfigDict) -> None:
 
 
 def debug(c: ConfigDict) -> ConfigDict:
-  """In seconds on a laptop."""
+  """Makes a recipe run in seconds."""
   common.shrink(c)
   c.head.out_dim, c.head.hidden, c.head.bottleneck = 64, 32, 16
   c.loss.teacher_temp_warmup_epochs = 0

@@ -7,8 +7,8 @@ or from a folder, with train/ and val/ in it or without:
   python -m main --config=configs/imagenette.py --workdir=runs/mine \\
       --config.data.source=folder:YOUR_IMAGES
 
-Variants: esvit (view and region loss), view (view loss alone), and of a plain
-transformer mae and sit.
+Variants: esvit (view and region loss) and view (view loss alone) of a Swin; mae
+and sit of a plain transformer.
 """
 
 from configs import common, mae_lite
@@ -23,7 +23,7 @@ def get_config(arg: str | None = None):
 
 
 def images(c):
-  """Ten classes of ImageNet at 160 px, judged at 96."""
+  """Ten classes of ImageNet at 160 px, evaluated at 96 px."""
   c.batch_size = 256
   c.epochs = 100
   c.data.source = 'tfds:imagenette/160px-v2'

@@ -3,14 +3,13 @@
   python -m main --config=configs/mae_lite.py:tiny --workdir=runs/mae_tiny
 
 `tiny`, `small`: MAE-Lite's recipe (400 epochs, batch 4096). `base`, `large`,
-`huge`: the original MAE's, for teachers. With a teacher, any MAE of ours or
-published:
+`huge`: the original recipe of MAE, for teachers. With any MAE as the teacher:
 
   python -m main --config=configs/mae_lite.py:tiny_dmae --workdir=runs/dmae \\
       --config.distill.checkpoint=mae_pretrain_vit_base.pth
 
-`_dmae` matches attention logits of the last block; `_d2mae` does so in a
-thirteenth block while the decoder reads the eighth. Fine-tune with
+`_dmae` matches the attention logits of the last block; `_d2mae` those of an
+additional 13th block, and the decoder follows the 8th. Fine-tune with
 configs/eval/finetune.py:impr.
 """
 
@@ -41,7 +40,7 @@ def get_config(arg: str | None = None):
   c.epochs = 400
   c.views.globals = crop(224)
   if model not in ('mae_tiny', 'mae_small'):
-    # The original: gentler crops, bicubic only.
+    # The original recipe has larger crops, bicubic only.
     c.epochs = 1600
     c.views.globals.scale = (0.2, 1.0)
     c.views.globals.bilinear = 0.0
@@ -57,11 +56,13 @@ def get_config(arg: str | None = None):
 
 
 def sections(c: ConfigDict) -> None:
-  """What MAE has beside common.base()."""
+  """Adds the fields of MAE to common.base()."""
   c.method = 'mae'
   c.mae = ConfigDict()
   c.mae.mask_ratio = 0.75
-  c.mae.norm_pix = True  # predict each patch less its mean, over its deviation
+  c.mae.norm_pix = (
+    True  # predict patches normalised by their mean and deviation
+  )
   c.mae.decoder_dim = 96
   c.mae.decoder_depth = 1
   c.mae.decoder_heads = 3
@@ -73,7 +74,7 @@ def sections(c: ConfigDict) -> None:
   c.distill.layer = 12  # block of both, counted from 1
   c.distill.hidden = ()  # blocks whose normed inputs are matched; 12: output
   c.distill.hidden_weight = 1.0
-  c.distill.decoupled = False  # a block of its own for the teacher's logits
+  c.distill.decoupled = False  # match logits in an additional block
 
   c.optim.lr = 1.5e-4  # per 256 images
   c.optim.min_lr = 0.0
@@ -87,7 +88,7 @@ def sections(c: ConfigDict) -> None:
 
 
 def debug(c: ConfigDict) -> ConfigDict:
-  """In seconds on a laptop."""
+  """Makes a recipe run in seconds."""
   common.shrink(c)
   c.mae.decoder_dim, c.mae.decoder_depth, c.mae.decoder_heads = 16, 1, 2
   c.mae.decode_at = 0
@@ -96,7 +97,7 @@ def debug(c: ConfigDict) -> ConfigDict:
 
 
 def crop(size: int) -> ConfigDict:
-  """Random crop and flip, nothing else; bilinear or bicubic at random."""
+  """Random crop and flip only; bilinear or bicubic at random."""
   v = ConfigDict()
   v.size = common.either(size)
   v.count = 1

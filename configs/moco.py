@@ -1,8 +1,8 @@
-"""MoCo-v3 for vision transformers, as MAE-Lite compares with it.
+"""MoCo-v3 for vision transformers, as in MAE-Lite's comparison.
 
   python -m main --config=configs/moco.py:tiny --workdir=runs/moco_tiny
 
-The patch embedding trains; MoCo-v3's own recipe keeps it as it starts:
+The patch embedding is trained. MoCo-v3's own recipe freezes it:
 --config.optim.frozen=pos_embed,patch_embed. Fine-tune with
 configs/eval/finetune.py:impr --config.optim.layer_decay=0.75
 """
@@ -30,7 +30,7 @@ def get_config(arg: str | None = None):
 
 
 def sections(c: ConfigDict) -> None:
-  """What MoCo has beside common.base()."""
+  """Adds the fields of MoCo to common.base()."""
   c.method = 'moco'
   c.contrast = ConfigDict()
   c.contrast.temp = 0.2
@@ -47,13 +47,13 @@ def sections(c: ConfigDict) -> None:
   c.optim.top_twice = False
   c.optim.warmup_epochs = 40.0
   c.optim.weight_decay = c.optim.weight_decay_end = 0.1
-  c.optim.decay_vectors = True  # published: everything decays
+  c.optim.decay_vectors = True  # published: weight decay of all parameters
   c.optim.clip = 0.0
   c.optim.frozen = 'pos_embed'
 
 
 def debug(c: ConfigDict) -> ConfigDict:
-  """In seconds on a laptop."""
+  """Makes a recipe run in seconds."""
   common.shrink(c)
   c.contrast.hidden, c.contrast.dim = 32, 16
   return c

@@ -1,9 +1,9 @@
-"""On 10,000 embedded images: minutes on a laptop's CPU, no network.
+"""Training on 10,000 embedded images: minutes on a CPU, offline.
 
   python -m main --config=configs/quickstart.py --workdir=runs/quickstart
 
-`esvit` (the default), `mae`, `moco`, `sit`: the same images, other ways to
-learn.
+Variants: the methods `esvit` (the default), `mae`, `moco` and `sit` on the same
+images.
 """
 
 from configs import common, mae_lite
@@ -19,7 +19,7 @@ def get_config(arg: str | None = None):
 
 
 def embedded(c):
-  """The images, and how often to look at what is learned."""
+  """Sets the images, and the frequency of evaluations."""
   c.batch_size = 64
   c.data.source = 'embedded'
   c.data.channels = 1
@@ -36,7 +36,7 @@ def embedded(c):
 
 
 def gentle(group):
-  """Distortions that leave a small object what it is."""
+  """Weakens augmentations so that small objects stay recognisable."""
   group.ratio = (1 / 1.1, 1.1)
   group.brightness = group.contrast = 0.4
   group.blur_sigma = (0.1, 1.0)
@@ -105,7 +105,7 @@ def sit():
 
 
 def two_views(recipe):
-  """What MoCo-v3 and SiT share: two gentle crops, small heads."""
+  """The common part of MoCo-v3 and SiT: two weak crops, small heads."""
   c = common.base()
   recipe.sections(c)
   embedded(c)

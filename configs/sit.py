@@ -1,9 +1,9 @@
-"""SiT: reconstruction and contrast of corrupted views; for small data.
+"""SiT: reconstruction and contrastive learning, for small data.
 
   python -m main --config=configs/sit.py:small --workdir=runs/sit_small
 
-On a few thousand images, --config.sit.reconstruction_weight=5 is better.
-Fine-tune with configs/eval/finetune.py:deit. `swin_tiny` is a Swin instead.
+On a few thousand images --config.sit.reconstruction_weight=5 is better.
+Fine-tune with configs/eval/finetune.py:deit. The variant `swin_tiny` is a Swin.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +34,7 @@ def get_config(arg: str | None = None):
 
 
 def sections(c: ConfigDict) -> None:
-  """What SiT has beside common.base()."""
+  """Adds the fields of SiT to common.base()."""
   c.method = 'sit'
   c.contrast = ConfigDict()
   c.contrast.temp = 0.2
@@ -42,10 +42,10 @@ def sections(c: ConfigDict) -> None:
   c.contrast.dim = 256
 
   c.gmml = ConfigDict()
-  c.gmml.share = 0.5  # of the area that is hidden
-  c.gmml.fill = 'zeros'  # or noise, own; 'zeros-noise' takes one at random
+  c.gmml.share = 0.5  # of the area, which is corrupted
+  c.gmml.fill = 'zeros'  # or 'noise', 'own'; 'zeros-noise' is one at random
   c.gmml.align = 1  # blocks in multiples of this, pixels
-  c.gmml.replace = 0.3  # area from another image, instead
+  c.gmml.replace = 0.3  # of the area, replaced by blocks of another image
   c.gmml.replace_prob = 0.5
 
   c.sit = ConfigDict()
@@ -53,7 +53,7 @@ def sections(c: ConfigDict) -> None:
   # The first SiT (2104.03602v1): rotation, 'simclr' with contrast.temp 0.5,
   # learned weights.
   c.sit.contrast = 'momentum'  # or 'simclr'
-  c.sit.rotation = False  # quarter turns, and to tell them
+  c.sit.rotation = False  # rotate views, and predict the rotation
   c.sit.learned_weights = False
 
   c.ema = ConfigDict()
@@ -64,7 +64,7 @@ def sections(c: ConfigDict) -> None:
 
 
 def debug(c: ConfigDict) -> ConfigDict:
-  """In seconds on a laptop."""
+  """Makes a recipe run in seconds."""
   common.shrink(c)
   c.contrast.hidden, c.contrast.dim = 32, 16
   return c

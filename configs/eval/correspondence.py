@@ -1,4 +1,4 @@
-"""Do regions find themselves again in a mirrored copy? EsViT's measure.
+"""Correspondence of regions with a mirrored copy, as measured by EsViT.
 
 python -m main --config=configs/eval/correspondence.py --config.checkpoint=RUN
 """

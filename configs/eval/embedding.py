@@ -11,5 +11,5 @@ from configs import common
 def get_config():
   c = common.evaluation('embedding')
   c.embedding = ConfigDict()
-  c.embedding.images = 2000  # to find neighbours among
+  c.embedding.images = 2000  # among which neighbours are searched
   return c

@@ -1,37 +1,37 @@
-"""Fine-tuning recipes: a trained backbone and a head learn labels.
+"""Fine-tuning of a pre-trained backbone with labels.
 
 python -m main --config=configs/eval/finetune.py:impr \
     --config.checkpoint=runs/mae_tiny --workdir=runs/mae_tiny_ft
 
-Without a checkpoint the network of `model` learns from scratch. What `data`
-leaves open is as in the checkpoint's run.
+Without a checkpoint the network of `model` is trained from scratch. Fields that
+`data` leaves open are those of the checkpoint's run.
 
 `impr`, `mae`: MAE-Lite's improved recipe and MAE's own, for ImageNet.
-`rpe`, `rpe2023`: the first with relative positions, in the two forms that
-MAE-Lite published; for networks without them too.
-`deit`: DeiT's, with which SiT is fine-tuned.
-`transfer`, `cifar100`: small sets with SGD and without distortions.
-`embedded`, `embedded_few`: a minute on a CPU from the quickstart's checkpoint,
-with all labels and with 1 % of them.
+`rpe`, `rpe2023`: `impr` with relative positions, in the two forms that MAE-Lite
+published; also from networks without them.
+`deit`: DeiT's recipe, with which SiT is fine-tuned.
+`transfer`, `cifar100`: small sets, with SGD and without augmentations.
+`embedded`, `embedded_few`: the embedded images, with all labels or 1 % of them;
+a minute on a CPU from the quickstart's checkpoint.
 """
 
 from ml_collections import ConfigDict
 
 from configs import common, quickstart
 
-# Left open: as in the checkpoint's run.
+# Fields left open are those of the checkpoint's run.
 OPEN = {'source': '', 'canvas': -1, 'mean': (), 'std': ()}
-# The network without a checkpoint: MAE-Lite's.
+# MAE-Lite's network, if there is no checkpoint.
 VIT_TINY = {'name': 'vit_tiny_12h', 'drop_path': 0.0}
 
-# Relative positions, which a checkpoint's network need not have.
+# Relative positions, which a checkpoint may lack.
 RPE = {
   'epochs': 1000,
   'model': VIT_TINY | {'rel_pos': True, 'init_scale': 'rpe'},
   'finetune.head_std': 2e-5,
 }
 
-# Over MAE-Lite's improved recipe, which get_config writes out.
+# Differences from MAE-Lite's improved recipe in get_config.
 RECIPES = {
   'impr': {},
   'mae': {
@@ -135,15 +135,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.finetune = ConfigDict()
   c.finetune.classes = 0  # 0: as many as the data has
   c.finetune.pool = 'gap'  # or 'cls', 'mean', 'cls_mean': models/classifier.py
-  c.finetune.head_std = 0.02  # of the head's first weights
-  c.finetune.mixup = 0.2  # of Beta(a, a), one draw for each batch; 0: none
+  c.finetune.head_std = 0.02  # deviation of the head's initial weights
+  c.finetune.mixup = 0.2  # a of Beta(a, a), one draw per batch; 0: none
   c.finetune.cutmix = 0.0  # likewise
-  c.finetune.mix_switch = 0.5  # probability of CutMix where there are both
+  c.finetune.mix_switch = 0.5  # probability of CutMix if both are used
   c.finetune.smoothing = 0.0
   c.finetune.erase = 0.0  # probability of a box of noise
 
   c.ema = ConfigDict()
-  c.ema.decay = 0.0  # > 0: an average of the weights is judged as well
+  c.ema.decay = 0.0  # > 0: also evaluate an average of the weights
 
   c.optim.lr = 1e-3  # per 256 images
   c.optim.min_lr = 1e-6  # times the layer's factor, like lr
@@ -168,5 +168,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.checkpoint = ''  # a run directory, .safetensors or .pth
   c.which = 'auto'  # or 'teacher', 'student'
   c.published = common.published()
-  c.scratch = False  # its architecture alone, to compare with
+  c.scratch = False  # use only the checkpoint's architecture
   return c

@@ -1,4 +1,4 @@
-"""Weighted k-nearest neighbours on pooled features, as DINO and EsViT judge.
+"""Weighted k-nearest neighbours on pooled features, as in DINO and EsViT.
 
 python -m main --config=configs/eval/knn.py --config.checkpoint=RUN
 """

@@ -17,7 +17,7 @@ def get_config():
   c.layers.images = 1152  # published: nine batches of 128
   c.layers.other = ''  # a second network for CKA
   c.layers.unit = 'nats'  # of entropy, or 'bits', EsViT's
-  # Pixels between regions; 0: as published, 14 where patches have 16 (a slip
-  # in its code), else the patch.
+  # Pixels between regions; 0: as published, which is 14 for patches of 16 (an
+  # error in the published code), else the patch.
   c.layers.scale = 0.0
   return c

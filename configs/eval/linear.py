@@ -1,4 +1,4 @@
-"""Ridge regression on pooled features: a linear figure in seconds.
+"""Ridge regression on pooled features: a linear score in seconds.
 
 python -m main --config=configs/eval/linear.py --config.checkpoint=RUN
 

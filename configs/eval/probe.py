@@ -2,10 +2,10 @@
 
   python -m main --config=configs/eval/probe.py --config.checkpoint=RUN
 
-Variants: sweep (many learning rates, blocks and normalisations at once, the
-best chosen on a tenth of train), published (EsViT's: SGD on the last four
-blocks, random crops), mae (LARS and batch norm on the pooled feature). With
-few labels: --config.data.label_fraction=0.01, or of each class as many images:
+Variants: sweep (many learning rates, blocks and normalisations at once; the
+best is chosen on a tenth of the training set), published (EsViT's: SGD on the
+last four blocks, random crops), mae (LARS and batch norm on the pooled
+feature). With few labels: --config.data.label_fraction=0.01 or
 --config.data.labels_per_class=10.
 """
 
@@ -25,11 +25,11 @@ def get_config(arg: str | None = None):
   c = common.evaluation('probe')
   c.probe = ConfigDict()
   c.probe.recipe = arg or 'sweep'
-  c.probe.blocks = blocks  # the last n side by side; () is the pooled feature
+  c.probe.blocks = blocks  # the last n, concatenated; () is the pooled feature
   c.probe.augment = augment  # random crops instead of center crops
   c.probe.flip = True  # of the crops
-  c.probe.metric = 'top1'  # by which to choose; of evals.scores.METRICS
-  c.probe.lrs = ()  # per 256 images; () and 0 are the recipe's
+  c.probe.metric = 'top1'  # to select by; a name of evals.scores.METRICS
+  c.probe.lrs = ()  # per 256 images; () or 0: those of the recipe
   c.probe.epochs = 0
   c.probe.batch = 0
   return c

@@ -1,4 +1,4 @@
-"""Labels of the first frame carried through videos: DAVIS's J and F.
+"""Propagation of the first frame's masks through videos: DAVIS's J and F.
 
   python -m main --config=configs/eval/propagation.py --config.checkpoint=RUN
 
@@ -19,10 +19,12 @@ def get_config(arg: str | None = None):
   c.data.split = 'val'  # of DAVIS
   c.data.canvas = 0
   c.propagation = ConfigDict()
-  c.propagation.multiple = multiple  # to which the longer side is cut down
+  c.propagation.multiple = (
+    multiple  # the longer side is cropped to a multiple of this
+  )
   c.propagation.videos = 0  # 0: all
-  c.propagation.recent = 7  # frames that labels come from, beside the first
-  c.propagation.radius = 12  # tokens up, down, left and right; 0: everywhere
+  c.propagation.recent = 7  # frames, beside the first, to propagate from
+  c.propagation.radius = 12  # tokens in each direction; 0: the whole map
   c.propagation.nearest = 5
   c.propagation.temperature = 0.1
   return c

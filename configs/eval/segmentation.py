@@ -1,4 +1,4 @@
-"""Frozen segmentation: linear in one solve, and by the nearest patches.
+"""Segmentation with frozen features: linear, and by nearest patches.
 
   python -m main --config=configs/eval/segmentation.py --config.checkpoint=RUN
 
@@ -15,10 +15,10 @@ from configs import common
 def get_config():
   c = common.evaluation('segmentation')
   c.batch_size = 32
-  c.size = 96  # pixels that the longer side of an image becomes
+  c.size = 96  # longer side of images, pixels
   c.data.source = 'scenes'
-  c.data.canvas = 0  # pixels beyond it are neither seen nor judged
-  c.data.zero = 'class'  # of masks; 'void' where classes begin with 1
+  c.data.canvas = 0  # pixels beyond it are ignored
+  c.data.zero = 'class'  # of masks; 'void' if classes begin at 1
   c.segmentation = ConfigDict()
   c.segmentation.train_images = 600  # 0: all
   c.segmentation.test_images = 300

@@ -1,4 +1,4 @@
-"""Small data: pre-train on a set, fine-tune on the same, judge on its test.
+"""Small data: pre-training and fine-tuning on the same labelled set.
 
   python -m main --config=configs/eval/small_data.py:sit --workdir=runs/mine \\
       --config.data.source=folder:YOUR_LABELLED_IMAGES
@@ -6,10 +6,10 @@
   python -m main --config=configs/eval/small_data.py:sit --workdir=runs/sit8 \\
       --config.sets=sit --config.root=SETS
 
-The second runs SiT's eight sets, those that are on disk, and prints their
-published rows beside ours. `sit`, `esvit`, `mae`, `moco` pre-train, `scratch`
-does not; all fine-tune alike. `embedded_sit` and so on: on 2,000 embedded
-images, in minutes on a CPU.
+The second command runs those of SiT's eight sets that are on disk, and prints
+the published scores beside these. `sit`, `esvit`, `mae` and `moco` are methods
+of pre-training, `scratch` has none; fine-tuning is the same. `embedded_sit` and
+so on use 2,000 embedded images, in minutes on a CPU.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ DEBUG = {
   'mae': mae_lite.debug,
   'moco': moco.debug,
 }
-# Steps of 64 images that take about as long as SiT's.
+# Steps of 64 images, such that all methods take about as long as SiT.
 STEPS = {'sit': 300, 'esvit': 220, 'mae': 1350, 'moco': 300}
 VARIANTS = (*METHODS, *(f'embedded_{method}' for method in METHODS))
 
@@ -41,10 +41,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c = ConfigDict()
   c.task = 'small_data'
   c.seed = 0
-  c.sets = ''  # 'sit', or names of protocols/suites.py with commas between
+  c.sets = ''  # 'sit', or names of protocols/suites.py separated by commas
   c.root = ''  # a folder with a folder for each set; others come from tfds
   c.scratch = method == 'scratch'  # no pre-training
-  # Of both stages; what is '' or -1 is as below.
+  # For both stages; '' or -1 leaves the fields of the stages below.
   c.data = ConfigDict()
   c.data.source = '' if where or debug else 'tfds:oxford_flowers102'
   c.data.split = 'train'
@@ -68,7 +68,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def few_images(c: ConfigDict) -> None:
-  """A few thousand images: many epochs of small batches."""
+  """For a few thousand images: many epochs of small batches."""
   c.pretraining.batch_size = 256
   c.pretraining.epochs = 800
   c.pretraining.save.every_epochs = c.finetuning.save.every_epochs = 10.0
@@ -80,14 +80,14 @@ def few_images(c: ConfigDict) -> None:
 
 
 def embedded(c: ConfigDict, method: str) -> None:
-  """The quickstart's recipes on one small ViT; equally long, about."""
+  """The quickstart's recipes on one small ViT, for about equal times."""
   c.pretraining = quickstart.get_config(method)
   if method == 'esvit':
     c.pretraining.model = quickstart.get_config('sit').model
   c.pretraining.steps = STEPS[method]
   c.pretraining.eval.every_epochs = 0.0
   c.finetuning.epochs = 15
-  c.finetuning.optim.layer_decay = 1.0  # one recipe, also from scratch
+  c.finetuning.optim.layer_decay = 1.0  # the same recipe from scratch
   c.finetuning.optim.lr = 0.004  # 1e-3 at batch 64
   c.finetuning.optim.warmup_epochs = 2.0
   c.finetuning.eval.every_epochs = 10.0

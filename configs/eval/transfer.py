@@ -1,11 +1,11 @@
-"""One network on the sets of a suite, by linear probe or by fine-tuning.
+"""Transfer to a suite of data sets, by linear probe or fine-tuning.
 
   python -m main --config=configs/eval/transfer.py:elevater \
       --config.checkpoint=RUN --config.transfer.root=SETS
 
 Suites: elevater (20 sets), esvit (18), mae_lite (7), sit (8), all; or sets by
 name, --config.transfer.suite=cifar10,pets. Sets come from SETS/NAME or tfds.
-What is not on disk is said, and what is done is not done again.
+Sets that are not on disk are listed. Results that exist are not computed again.
 """
 
 from ml_collections import ConfigDict
