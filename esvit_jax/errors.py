@@ -8,6 +8,13 @@ class UserError(ValueError):
   """
 
 
+# Of URLs that a shell or a library has left one slash: gs:/bucket/run.
+_SCHEMES = (
+  *('abfs', 'abfss', 'az', 'file', 'ftp', 'gcs', 'gs', 'hdfs', 'http'),
+  *('https', 's3', 's3a', 'wasb', 'wasbs', 'webhdfs'),
+)
+
+
 def require_local(path: str, field: str) -> str:
   """The path of a file or folder; `field` is how the user gave it.
 
@@ -15,7 +22,8 @@ def require_local(path: str, field: str) -> str:
     UserError: it is a URL such as gs://bucket/run. Locks, metrics and pages are
       written as files, and images are read as such.
   """
-  if '://' in path:
+  scheme = path.partition(':/')[0]
+  if '://' in path or (scheme != path and scheme.lower() in _SCHEMES):
     raise UserError(
       f'{field} is {path}: buckets and other URLs are not opened directly. '
       'Mount it (gcsfuse, mountpoint-s3, hdfs-fuse) or copy it, and name the '

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from configs import quickstart
 from configs.eval import knn
 from esvit_jax import bench, evaluate, train
 from esvit_jax.errors import UserError
+from esvit_jax.run import initial
 from esvit_jax.weights.loading import load
 from esvit_jax.workdir import metrics
 
@@ -176,6 +178,13 @@ def test_folder_of_text_files(tmp_path):
     ({'loss.region_weight': 2.0}, 'config.loss.region_weight is 2.0'),
     ({'log_every': 0}, 'config.log_every is 0: use 1 to'),
     ({'data.std': (0.0,)}, 'config.data.std is (0.0,): use more than 0'),
+    ({'data.std': (58.4,)}, 'at most 1, since pixels are in 0..1'),
+    ({'data.mean': (123.7,)}, 'use 0 to 1, since pixels are in 0..1'),
+    ({'data.mean': (float('nan'),)}, 'config.data.mean is (nan,)'),
+    ({'data.channels': 0}, 'config.data.channels is 0: use 1 or more'),
+    ({'model.image_size': '28x28'}, 'image_size of swin_28 is 28x28: use a'),
+    ({'model.image_size': (28, 28)}, 'use a whole number of 1 or more'),
+    ({'model.window': '7'}, 'window of swin_28 is 7: use a whole number'),
     ({'model.dtype': 'float8'}, "use 'float32' or 'bfloat16'"),
     ({'optim.frozen': 'pos_embd'}, "optim.frozen: no parameter has 'pos_embd'"),
     ({'epochs': 2**31 - 1, 'steps': 0}, 'the steps of a run are at most'),
@@ -366,7 +375,9 @@ def test_a_finished_run_answers_again(run_dir, images):
   assert {x: after[x] for x in kept} == {x: before[x] for x in kept}
 
 
-@pytest.mark.parametrize('url', ['gs://bucket/run', 'hdfs://name/run'])
+@pytest.mark.parametrize(
+  'url', ['gs://bucket/run', 'hdfs://name/run', 'gs:/bucket/run', 's3:/b']
+)
 def test_buckets_are_refused_and_no_folder_is_made(url, monkeypatch):
   """os.makedirs would make a local folder `gs:`."""
   monkeypatch.setattr('os.makedirs', lambda *a, **k: pytest.fail('made'))
@@ -379,6 +390,9 @@ def test_buckets_are_refused_and_no_folder_is_made(url, monkeypatch):
     lambda: evaluate.run(evaluation),
     lambda: load(url),
     lambda: train.run(tiny({'data.source': f'folder:{url}'}), 'run'),
+    lambda: initial.initial_state(
+      mock.Mock(config=tiny({'init.checkpoint': url}))
+    ),
   )
   for call in calls:
     with pytest.raises(UserError, match=f'is {url}: buckets and other URLs'):

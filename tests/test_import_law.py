@@ -26,7 +26,7 @@ LAW = {
   ),
   'evaluate': ('protocols report workdir', ''),
   'protocols': (
-    'train report analysis detection dense evals weights workdir augment '
+    'train report analysis detection dense run evals weights workdir augment '
     'models data sharding',
     'jax numpy',
   ),

@@ -66,8 +66,12 @@ def build(config: Mapping) -> Backbone:
       raise UserError(f"{name} needs the field '{key}': set model.{key}")
   for key in ('window', 'patch', 'image_size'):
     value = fields.get(key)
-    if value is not None and value < 1:
-      raise UserError(f'{key} of {name} is {value}: use 1 or more')
+    if value is None:
+      continue
+    if not isinstance(value, int) or value < 1:
+      raise UserError(
+        f'{key} of {name} is {value}: use a whole number of 1 or more'
+      )
   if not 0 <= fields.get('drop_path', 0) < 1:
     raise UserError(
       f'drop_path of {name} is {fields["drop_path"]}: use 0 up to below 1'

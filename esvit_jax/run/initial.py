@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esvit_jax import state as state_lib
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, require_local
 from esvit_jax.run import jobs
 from esvit_jax.run.jobs import Job
 from esvit_jax.weights import loading
@@ -29,6 +29,7 @@ ADDED = (
 def initial_state(job: Job) -> state_lib.TrainState:
   """The state of step 0, or of another run's weights (config.init)."""
   init = job.config.init
+  require_local(init.checkpoint, '--config.init.checkpoint')
   if init.checkpoint and init.part == 'backbone':
     weights = loading.load_for(job.config.model, init.checkpoint, init.which)
     return with_backbone(jobs.create_state(job), weights)

@@ -31,7 +31,10 @@ LIMITS = {
   'loss.center_momentum': (0, 1),
   'ema.start': (0, 1),
   'ema.end': (0, 1),
-  'data.std': (POSITIVE, math.inf),
+  'data.channels': (1, math.inf),
+  # Of pixels in 0..1: 123.7 is the mean of others.
+  'data.mean': (0, 1),
+  'data.std': (POSITIVE, 1),
   'optim.b1': (0, BELOW_ONE),
   'optim.b2': (0, BELOW_ONE),
   'optim.momentum': (0, BELOW_ONE),
@@ -65,11 +68,13 @@ def check(config) -> None:
     ):
       continue
     if least == POSITIVE:
-      rule = 'more than 0'
+      rule = 'more than 0' + (f', at most {largest}' if largest == 1 else '')
     elif largest == math.inf:
       rule = f'{least} or more'
     elif largest == BELOW_ONE:
       rule = f'{least} to below 1'
     else:
       rule = f'{least} to {largest}'
+    if field in ('data.mean', 'data.std'):
+      rule += ', since pixels are in 0..1'
     raise UserError(f'config.{field} is {value}: use {rule}')
