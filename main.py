@@ -117,6 +117,10 @@ def command(config) -> None:
 
       measure = bench.evaluation if 'task' in config else bench.run
       measure(config, WORKDIR.value)
+    elif 'experiment' in config:
+      from esvit_jax import experiment
+
+      experiment.run(config, WORKDIR.value)
     elif 'task' in config:
       from esvit_jax import evaluate
 
@@ -184,6 +188,8 @@ def parse(argv: list[str]):
       raise UserError(
         f"config.{field} is {value}: give numbers, such as '(0.5, 0.5)'"
       )
+  if MODE.value != 'train' and 'experiment' in config:
+    raise UserError(f'an experiment has no --mode={MODE.value}: leave it out')
   if MODE.value == 'train' and not WORKDIR.value and 'task' not in config:
     raise UserError('no --workdir; try --workdir=runs/NAME')
   return config
@@ -251,7 +257,7 @@ def config_files() -> dict[str, pathlib.Path]:
   root = pathlib.Path(__file__).parent
   return {
     str(file.relative_to(root)): file
-    for folder in ('configs', 'configs/eval')
+    for folder in ('configs', 'configs/eval', 'configs/experiments')
     for file in sorted((root / folder).glob('[!_]*.py'))
     if file.stem != 'common'
   }

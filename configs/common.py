@@ -210,3 +210,27 @@ def evaluation(task: str) -> ConfigDict:
   c.data.mean = ()
   c.data.std = ()
   return c
+
+
+def experiment(name: str, figures: dict[str, str]) -> ConfigDict:
+  """What every experiment has; its file adds `runs` and `evaluations`.
+
+  Args:
+    name: for people.
+    figures: columns of its table: title -> 'knn', 'linear' or
+      'EVALUATION.FIGURE'.
+  """
+  c = ConfigDict()
+  c.experiment = name
+  c.seeds = (0, 1, 2)
+  c.bench = False  # speed and memory of each run too, once
+  c.runs = ConfigDict()  # name -> config of training, or of a protocol
+  c.evaluations = ConfigDict()  # of each trained network: task -> config
+  c.figures = ConfigDict(figures)
+  # Of all runs; what is '', -1 or () is as in theirs.
+  c.data = ConfigDict()
+  c.data.source = ''
+  c.data.data_dir = ''
+  c.data.canvas = -1
+  c.data.workers = -1
+  return c

@@ -16,10 +16,11 @@ STANDARD = sys.stdlib_module_names
 # rooms that stand below it in this table.
 LAW = {
   'main': (
-    'train bench evaluate report run workdir sharding',
+    'experiment train bench evaluate report run workdir sharding',
     'absl jax ml_collections',
   ),
   '__init__': ('weights', ''),
+  'experiment': ('evaluate train bench analysis workdir', ''),
   'bench': (
     'run protocols evals workdir augment state sharding',
     'jax numpy optax',

@@ -22,6 +22,7 @@ from esvit_jax.data import (
   masks,
   mixture,
   parquet,
+  placed,
   scenes,
   splits,
   tars,
@@ -56,6 +57,7 @@ SOURCES = {
   'hf': parquet,
   'list': filelist,
   'masks': masks,
+  'placed': placed,
   'scenes': scenes,
   'tar': tars,
   'tfds': tfds,
@@ -64,9 +66,9 @@ SOURCES = {
 }
 
 KNOWN = (
-  "'embedded', 'scenes', 'folder:/path', 'zip:/path.zip', 'tar:/path.tar', "
-  "'wds:/path/{000..146}.tar', 'hf:/path', 'list:/path', 'masks:/path' or "
-  "'tfds:name'"
+  "'embedded', 'placed', 'scenes', 'folder:/path', 'zip:/path.zip', "
+  "'tar:/path.tar', 'wds:/path/{000..146}.tar', 'hf:/path', 'list:/path', "
+  "'masks:/path' or 'tfds:name'"
 )
 
 __all__ = [
@@ -211,7 +213,7 @@ def _parse(source: str) -> tuple[ModuleType | mixture.Mixture, str]:
     near = difflib.get_close_matches(kind, SOURCES, 1)
     hint = f' (did you mean {near[0]!r}?)' if near else ''
     raise UserError(f'data.source {source!r} is unknown{hint}: use {KNOWN}')
-  if not place.strip() and kind not in ('embedded', 'scenes'):
+  if not place.strip() and kind not in ('embedded', 'placed', 'scenes'):
     raise UserError(
       f'data.source {source!r} names no place after the colon: is a variable '
       'of your shell not set?'

@@ -98,10 +98,10 @@ def open_split(
   )
 
 
-def checked_seed(place: str) -> int:
+def checked_seed(place: str, source: str = 'scenes') -> int:
   """The seed of 'scenes:SEED', 0 of 'scenes'."""
   if place and not place.isdigit():
-    raise UserError(f"scenes:{place}: give a seed, such as 'scenes:1'")
+    raise UserError(f"{source}:{place}: give a seed, such as '{source}:1'")
   return int(place or 0)
 
 
@@ -152,18 +152,18 @@ class Cutout(NamedTuple):
 
 
 def drawn(rng: np.random.Generator, garments: Source) -> Cutout:
-  """A garment at random, mirrored or not.
-
-  It is the largest piece that is not black, its holes filled.
-  """
+  """A garment at random, mirrored or not."""
   image, label = garments.read(int(rng.integers(len(garments))))
-  image = image[..., 0]
+  turn = slice(None, None, -1 if rng.random() < 0.5 else None)
+  return cut_out(image[:, turn, 0], label)
+
+
+def cut_out(image: np.ndarray, label: int) -> Cutout:
+  """A garment u8[h, w]: the largest piece that is not black, holes filled."""
   pieces, count = ndimage.label(image > 0)
   sizes = np.bincount(pieces.ravel())[1:]
   mask = pieces == 1 + sizes.argmax() if count else image > 0
-  mask = ndimage.binary_fill_holes(mask)
-  turn = slice(None, None, -1 if rng.random() < 0.5 else None)
-  return Cutout(image[:, turn], mask[:, turn], label)
+  return Cutout(image, ndimage.binary_fill_holes(mask), label)
 
 
 def ground(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
