@@ -333,3 +333,23 @@ def test_features_that_are_not_finite_are_left_out_and_counted(name):
   with pytest.raises(UserError, match='6 of 100 training images') as e:
     evals.EVALS[name](x, y, *test)
   assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1e30])
+@pytest.mark.parametrize('name', ['knn', 'linear'])
+def test_features_of_any_size(name, scale):
+  """Squares of these leave float32: constant features, 33 % without a word."""
+  train, test = blobs(100), blobs(40, seed=1)
+  clean = evals.EVALS[name](*train, *test)
+  train, test = ((scale * x, y) for x, y in (train, test))
+  figures = evals.EVALS[name](
+    train[0].astype('f4'), train[1], test[0].astype('f4'), test[1]
+  )
+  assert figures == pytest.approx(clean)
+
+
+@pytest.mark.parametrize('how', [{'ks': (-1,)}, {'temperature': 0.0}])
+def test_neighbours_that_there_cannot_be(how):
+  train = blobs(20)
+  with pytest.raises(UserError, match='use k of 1 or more'):
+    knn(*train, *train, **how)

@@ -243,6 +243,8 @@ def test_gaps_in_labels_are_no_classes():
     (lambda x, y: run(SHORT, (x, y + 1)), 'label 4'),
     (lambda x, y: run(SHORT, (x, y - 1)), 'label'),
     (lambda x, y: run(SHORT, (x[:9], y[:9])), 'at least one batch'),
+    (lambda x, y: run(SHORT._replace(epochs=0)), 'epochs=0'),
+    (lambda x, y: run(SHORT._replace(lrs=(0.0,))), 'rates above 0'),
     (lambda x, y: run(SHORT, metric='top2'), 'top1, top5'),
     (lambda x, y: run(SHORT._replace(norms=('layer',))), 'norm'),
     (lambda x, y: run(SHORT._replace(optimizer='adam')), 'sgd, lars'),

@@ -83,7 +83,13 @@ class Heads(NamedTuple):
 
 
 def check(recipe: Recipe) -> None:
-  """Raises UserError for a word that a recipe does not know."""
+  """Raises UserError for a word or a number that no recipe can have."""
+  least = min(recipe.epochs, recipe.batch_size)
+  if least < 1 or not recipe.lrs or not min(recipe.lrs) > 0:
+    raise UserError(
+      f'a linear probe with epochs={recipe.epochs}, batch={recipe.batch_size} '
+      f'and lrs={recipe.lrs}: use 1 or more, and rates above 0'
+    )
   words = {
     'optimizer': ([recipe.optimizer], ('sgd', 'lars')),
     'cosine': ([recipe.cosine], ('epoch', 'step')),

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from esvit_jax.data import fewshot
+from esvit_jax.errors import UserError
 from esvit_jax.evals.finite import counted, only_finite
 from esvit_jax.evals.neighbours import nearest
 
@@ -72,9 +73,14 @@ def knn(
     k -> (top-1, top-5) in percent.
 
   Raises:
-    UserError: there are images without a label or no images, or many features
-      are not finite.
+    UserError: there are images without a label or no images, many features
+      are not finite, or there is no such k or temperature.
   """
+  if min(ks) < 1 or not temperature > 0:
+    raise UserError(
+      f'k-NN with k {tuple(ks)} and temperature {temperature:g}: use k of 1 or '
+      'more, and a temperature above 0'
+    )
   near = _neighbours(train_x, train_y, test_x, test_y, ks, mesh)
   return _scores(near, ks, temperature)
 

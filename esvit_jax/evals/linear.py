@@ -76,6 +76,9 @@ def linear(
 
 def _standardise(train_x, test_x) -> tuple[np.ndarray, np.ndarray]:
   """Mean 0 and deviation 1 on train; a constant feature stays 0."""
+  _, exponent = np.frexp(np.abs(train_x).max())
+  if abs(exponent) > 40:  # squares of these leave float32
+    train_x, test_x = (np.ldexp(x, -exponent) for x in (train_x, test_x))
   mean, std = train_x.mean(0), train_x.std(0)
   constant = std <= 1e-5 * np.abs(mean) + 1e-12
   scale = np.where(constant, 0, 1 / np.where(constant, 1, std))

@@ -150,7 +150,10 @@ def _merge(so_far, chunk, queries, span, mesh) -> Neighbours:
 
 @jax.jit
 def _unit(x: jax.Array) -> jax.Array:
-  return l2_normalize(x.astype(jnp.float32))
+  """Of any length: squares of large or small numbers leave float32."""
+  x = x.astype(jnp.float32)
+  _, exponent = jnp.frexp(jnp.abs(x).max(-1, keepdims=True))
+  return l2_normalize(jnp.ldexp(x, -exponent))
 
 
 def _placed(x, rows: np.ndarray, place) -> jax.Array:

@@ -81,6 +81,7 @@ def probe(
     UserError: images without a label, several labels where one is needed, or
       many features that are not finite.
   """
+  heads_lib.check(recipe)
   train_x, train_y, test_y = train[0], np.asarray(train[1]), np.asarray(test[1])
   fewshot.require_labels('a linear probe', train_y, test_y)
   classes = _classes(train_y, test_y)
