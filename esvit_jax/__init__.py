@@ -1,6 +1,6 @@
 """Self-supervised vision transformers in JAX: EsViT, MAE-Lite and SiT.
 
-`load` gives the features of a trained network, ours or published:
+`load` gives the features of a trained network, of a run or published:
 
   apply, variables = esvit_jax.load('swin_tiny.pth')
   features = apply(variables, images)  # .view [N, D], .grid [N, h, w, D]
@@ -11,8 +11,8 @@
   esvit_jax.evaluate.run(config, directory)
 
 `BACKBONES` and `METHODS` are the tables of all backbones and methods, by the
-names that configs use (`model.name`, `method`). To import this package costs
-nothing: what is asked for is imported then.
+names that configs use (`model.name`, `method`). Importing the package is cheap:
+modules are imported when they are used.
 """
 
 import importlib
@@ -28,9 +28,8 @@ def load(path: str, which: str = 'auto', **fields):
   Args:
     path: a run directory, a converted one, a safetensors file or a published
       checkpoint (.pth).
-    which: 'teacher', 'student', or 'auto' for the one to hand on.
-    **fields: of the model, such as heads=3: for a published file that leaves
-      a choice.
+    which: 'teacher', 'student', or 'auto' for the one handed on.
+    **fields: of the model, such as heads=3, that a published file leaves open.
 
   Returns:
     (apply, variables): apply(variables, images) -> Features of images
@@ -38,10 +37,10 @@ def load(path: str, which: str = 'auto', **fields):
     f32[N, h, w, D].
 
   Raises:
-    UserError: there is none, it is of no architecture known, or leaves a
-      choice.
+    UserError: there is none, its architecture is unknown, or it leaves a field
+      open.
   """
-  # Here, so that to import the package stays cheap.
+  # Imported here to keep the import of the package cheap.
   from esvit_jax.weights import loading
 
   return loading.features(path, which, fields)

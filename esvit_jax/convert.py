@@ -1,10 +1,10 @@
 """python -m esvit_jax.convert IN OUT
 
-Published checkpoints (.pth, .pth.tar of EsViT, DINO, MoCo, MAE), safetensors
-files and run directories, into one another. OUT is a directory to train from,
+Converts published checkpoints (.pth, .pth.tar of EsViT, DINO, MoCo, MAE),
+safetensors files and run directories. OUT is a directory to train from,
 evaluate or fine-tune or, if it ends in .safetensors, a file with the published
-keys. Nothing is guessed: what is missing, unexpected or of another shape is
-listed and refused unless you name it.
+keys. Nothing is guessed: keys that are missing, unexpected or of another shape
+are listed and refused, unless you allow them.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from esvit_jax.workdir import write_json
 
 
 def main(argv: list[str]) -> int:
-  """Runs the command line; returns 0, or 2 for what the user can mend."""
+  """Runs the command line; returns 0, or 2 after a user's mistake."""
   try:
     args = parse(argv)
     if args is not None:
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _distinct(weights: Weights) -> list[str]:
-  """The networks, one where student and teacher are the same."""
+  """Names of the networks; only one if student and teacher are the same."""
   networks = weights.networks
   same = networks.get('student') is networks.get('teacher')
   return [name for name in networks if name != 'student' or not same]
@@ -99,7 +99,7 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
   """The command line, or None after --help.
 
   Raises:
-    UserError: flags that are none.
+    UserError: a flag is unknown or wrong.
   """
   parser = _Parser(
     prog='python -m esvit_jax.convert',
@@ -111,15 +111,15 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
   add = parser.add_argument
   add('source', metavar='IN', help='.pth, .pth.tar, .safetensors, directory')
   add('out', metavar='OUT', help='a directory, or a name in .safetensors')
-  add('--arch', help='such as swin_tiny; otherwise told by the shapes')
+  add('--arch', help='such as swin_tiny; by default inferred from shapes')
   add(
     '--which',
     choices=('teacher', 'student', 'both'),
-    help='network to take; default: both into a directory, into a file the '
+    help='network to convert; default: both for a directory; for a file the '
     'one that the method hands on: the teacher, or the student of MAE, MoCo '
     'and fine-tuning',
   )
-  add('--prefix', help='of the keys, where it is none of module. backbone.')
+  add('--prefix', help='of the keys, if it is not module. or backbone.')
   for kind, what in (('missing', 'start afresh'), ('unexpected', 'leave out')):
     add(
       f'--allow-{kind}',
@@ -135,7 +135,7 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
     '--add-prefix',
     default='',
     metavar='PREFIX',
-    help='write it before the keys of the backbone, such as '
+    help='prefix of the keys of the backbone in OUT, such as '
     "backbone.backbone. of EsViT's ResNet",
   )
   add('--help', '-h', action='store_true', help='show this')
@@ -145,8 +145,8 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
   if '--help' in argv or '-h' in argv:
     print(text)
     return None
-  args, rest = parser.parse_known_args(argv)
-  args.model = dict(_field(flag) for flag in rest)
+  args, fields = parser.parse_known_args(argv)
+  args.model = dict(_field(flag) for flag in fields)
   if args.arch:
     args.model['name'] = args.arch
   return args
@@ -165,13 +165,13 @@ def _field(flag: str) -> tuple[str, object]:
 
 
 def _read(args, which: str) -> Weights:
-  """The weights asked for, with notes of what was recognised."""
+  """The weights, with notes on what was recognised."""
   if not args.out.endswith('.safetensors') and (
     args.centres or args.add_prefix
   ):
     raise UserError(
       '--centres and --add-prefix are for OUT in .safetensors: a directory '
-      'always has the centres, and names of our own'
+      "always has the centres, and esvit_jax's own names"
     )
   if os.path.isdir(args.source):
     return _read_directory(args, which)

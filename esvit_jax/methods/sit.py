@@ -95,16 +95,8 @@ def build(config, run: Run) -> Method:
     config.views, 'queries of one view look for keys of the other', 2
   )
   size, tasks = groups[0].size, config.sit
-  if tasks.contrast not in CONTRASTS:
-    raise UserError(
-      f"sit.contrast is '{tasks.contrast}': use {', '.join(CONTRASTS)}"
-    )
   shared.images_to_contrast(config)
-  if tasks.rotation and size[0] != size[1]:
-    raise UserError(
-      f'sit.rotation turns views by 90 degrees, which {size[0]}x{size[1]} px '
-      'do not allow: set views.globals.size to one number'
-    )
+  _check(tasks, size)
   corruption = group_masking.settings(config.gmml, size)
   student = _network(config, config.model, size)
   # As published, the teacher has no drop path.
@@ -244,6 +236,19 @@ def rotate(images, turns) -> jax.Array:
   all_four = [jnp.rot90(images, -k, (2, 3)) for k in range(4)]
   chosen = jnp.broadcast_to(turns[:, :, None, None, None], images.shape)
   return jax.lax.select_n(chosen, *all_four)
+
+
+def _check(tasks, size: tuple[int, int]) -> None:
+  """Raises UserError for settings of section `sit` that cannot be used."""
+  if tasks.contrast not in CONTRASTS:
+    raise UserError(
+      f"sit.contrast is '{tasks.contrast}': use {', '.join(CONTRASTS)}"
+    )
+  if tasks.rotation and size[0] != size[1]:
+    raise UserError(
+      f'sit.rotation turns views by 90 degrees, which {size[0]}x{size[1]} px '
+      'do not allow: set views.globals.size to one number'
+    )
 
 
 def _network(config, model, size: tuple[int, int]) -> Network:

@@ -68,10 +68,8 @@ class SparseAttention(nn.Module):
       keys.append(near.reshape(B, -1, *near.shape[4:]))
       real += [chunks.on_map((h, w), self.window, which)] * V
 
-    index = chunks.relative_position_index(self.window).reshape(n, 9, n)
-    index = jnp.asarray(index)[:, which].reshape(n, -1)
-    near = jnp.asarray(table)[index]  # n mn a
-    bias = jnp.concatenate([to_global(g2l, n), near.transpose(2, 0, 1)], 2)
+    near = chunk_bias(table, self.window, which)
+    bias = jnp.concatenate([to_global(g2l, n), near], 2)
     real = jnp.concatenate(real)  # W mn
     out, probs = attend(
       jnp.concatenate(queries, 1),
@@ -197,6 +195,14 @@ def to_global(g2l, count: int) -> jax.Array:
   """Biases f[a, count, g] of other queries to global keys."""
   _, a, g = g2l.shape
   return jnp.broadcast_to(g2l[1][:, None], (a, count, g))
+
+
+def chunk_bias(table: jax.Array, window: int, which) -> jax.Array:
+  """Biases f[a, n, m n] of the queries of a chunk to the m chunks `which`."""
+  n = window**2
+  index = chunks.relative_position_index(window).reshape(n, 9, n)
+  index = jnp.asarray(index)[:, which].reshape(n, -1)
+  return table[index].transpose(2, 0, 1)
 
 
 def expanded_bias(table: jax.Array, side: int, count: int) -> jax.Array:

@@ -141,17 +141,7 @@ class _Archive:
       ) from None
     names = [entry.orig_filename for entry in entries]
     for name in names:
-      parts = name.removesuffix('/').split('/')
-      if (
-        {'', '.', '..'} & set(parts)
-        or '\\' in name
-        or re.match('[A-Za-z]:', name)
-        or not name.isprintable()
-      ):
-        raise RefusedError(
-          f'has a member named {short(name)}, which no torch.save writes: '
-          'refused'
-        )
+      _check_name(name)
     if len(set(names)) < len(names):
       raise RefusedError('has two members of one name: refused')
     if sum(entry.file_size for entry in entries) > self.limit:
@@ -235,6 +225,20 @@ class _Archive:
         'copy it again'
       )
     return raw
+
+
+def _check_name(name: str) -> None:
+  """Raises RefusedError for the name of a member that is no relative path."""
+  parts = name.removesuffix('/').split('/')
+  if (
+    {'', '.', '..'} & set(parts)
+    or '\\' in name
+    or re.match('[A-Za-z]:', name)
+    or not name.isprintable()
+  ):
+    raise RefusedError(
+      f'has a member named {short(name)}, which no torch.save writes: refused'
+    )
 
 
 class _Window:
