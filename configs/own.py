@@ -1,12 +1,13 @@
-"""Your own images: the recipe follows from them, the device and a time.
+"""Your own images: a recipe derived from them, the device and a time.
 
   python -m main --config=configs/own.py --workdir=runs/mine \\
       --config.data.source=folder:YOUR_IMAGES --config.budget=2h
 
-EsViT. Canvas, views, network, batch, learning rate, epochs and more are set
-from the number and size of the images, the memory that a compiled step needs
-and its measured speed; each is printed with its reason (run/recipe.py). What
-the command sets stays as it says, and the others follow from it.
+The method is EsViT. Canvas, views, network, batch size, learning rate, epochs
+and more are derived from the number and size of the images, the memory of a
+compiled step and its measured speed, and are printed with their reasons
+(run/recipe.py). Fields set on the command line stay as they are, and the others
+follow from them.
 """
 
 from configs import common, esvit

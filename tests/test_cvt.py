@@ -162,7 +162,7 @@ def test_heads_are_asked_for():
   [
     ({'name': 'cvt', 'dims': (8,), 'depths': (1,)}, "needs the field 'heads'"),
     ({**CASE.small, 'heads': (1,)}, 'one entry per stage'),
-    ({**CASE.small, 'heads': (3, 3)}, '8 channels does not split into 3 heads'),
+    ({**CASE.small, 'heads': (3, 3)}, '8 channels do not split into 3 heads'),
     ({'name': 'cvt_tiny', 'windows': 7}, "did you mean 'window'"),
     ({'name': 'cvt_tini'}, "did you mean 'cvt_tiny'"),
   ],

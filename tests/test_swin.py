@@ -279,7 +279,7 @@ def test_a_sharded_batch_needs_no_communication():
     ({'name': 'swin_tiny', 'windows': 7}, "did you mean 'window'"),
     ({'name': 'swin', 'dims': (8,), 'depths': (1,)}, "needs the field 'heads'"),
     ({**SMALL, 'heads': (1,)}, 'one entry per stage'),
-    ({**SMALL, 'heads': (3, 3)}, '8 channels does not split into 3 heads'),
+    ({**SMALL, 'heads': (3, 3)}, '8 channels do not split into 3 heads'),
     ({'name': 'swin_tiny', 'dtype': 'float61'}, "'float32' or 'bfloat16'"),
     ({'name': 'swin_tiny', 'dtype': 'float16'}, "'float32' or 'bfloat16'"),
     ({}, "no backbone 'None'"),

@@ -512,7 +512,7 @@ def test_a_sharded_batch_needs_no_communication():
   ('changes', 'words'),
   [
     ({'heads': (1,)}, 'need one entry per stage each'),
-    ({'heads': (3, 2, 2)}, '8 channels does not split into 3 heads'),
+    ({'heads': (3, 2, 2)}, '8 channels do not split into 3 heads'),
     ({'mode': 2}, r'mode of the model is 2: use 0'),
     ({'patches': (2, 0, 2)}, 'have to be 1 or more'),
     ({'depths': (1, 1, 0)}, 'use 1 or more'),

@@ -74,6 +74,14 @@ def linear_init(
   )
 
 
+def check_heads(dim: int, heads: int, fields: str) -> None:
+  """Raises UserError, which names the `fields`, unless heads divide `dim`."""
+  if heads < 1 or dim % heads:
+    raise UserError(
+      f'{dim} channels do not split into {heads} heads: change {fields}'
+    )
+
+
 def l2_normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
   """x / max(|x|, eps) along the last axis; its gradient is finite at 0."""
   square = (x * x).sum(-1, keepdims=True)

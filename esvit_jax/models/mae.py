@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from esvit_jax.errors import UserError
 from esvit_jax.models.layers import (
+  check_heads,
   layer_norm,
   linear_init,
   torch_default_init,
@@ -135,11 +136,8 @@ class Decoder(nn.Module):
   dtype: jnp.dtype
 
   def __post_init__(self):
-    if self.dim % self.heads:
-      raise UserError(
-        f'{self.dim} channels of the decoder do not split into {self.heads} '
-        'heads: change mae.decoder_dim or mae.decoder_heads'
-      )
+    fields = 'mae.decoder_dim or mae.decoder_heads'
+    check_heads(self.dim, self.heads, fields)
     super().__post_init__()
 
   @nn.compact

@@ -29,6 +29,14 @@ def moco_table(dim: int, side: int) -> np.ndarray:
   return _table(code, first='row')
 
 
+def position_init(kind: str, dim: int, side: int):
+  """An initialiser of f[1, 1 + side^2, dim]: 'learned', 'mae' or 'moco'."""
+  if kind == 'learned':
+    return jax.nn.initializers.normal(0.02)
+  table = {'mae': mae_table, 'moco': moco_table}[kind]
+  return lambda key, shape: jnp.asarray(table(dim, side))
+
+
 def resize_positions(
   embedding: jax.Array, size: tuple[int, int], extra: float = 0.0
 ) -> jax.Array:

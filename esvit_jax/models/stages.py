@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from esvit_jax.errors import UserError
+from esvit_jax.models.layers import check_heads
 
 # Sizes for images of 28 px.
 DEBUG = {'dims': (16, 32), 'depths': (1, 2), 'heads': (1, 2), 'image_size': 28}
@@ -18,11 +19,7 @@ def check_stages(
       'entry per stage each'
     )
   for dim, count in zip(dims, heads):
-    if count < 1 or dim % count:
-      raise UserError(
-        f'a stage of {dim} channels does not split into {count} heads: change '
-        'dims or heads of the model'
-      )
+    check_heads(dim, count, 'dims or heads of the model')
   if min(depths) < 1:
     raise UserError(f'depths of the model is {depths}: use 1 or more')
 

@@ -13,9 +13,9 @@ from flax import linen as nn
 
 from esvit_jax.errors import UserError
 from esvit_jax.models.backbone import Backbone, Features, features_of_groups
-from esvit_jax.models.layers import layer_norm, pack, unpack
+from esvit_jax.models.layers import check_heads, layer_norm, pack, unpack
 from esvit_jax.models.patches import PatchEmbed, patchify
-from esvit_jax.models.positions import mae_table, moco_table, resize_positions
+from esvit_jax.models.positions import position_init, resize_positions
 from esvit_jax.models.transformer import Block
 
 # MAE has fixed positions and mean features, MoCo-v3 fixed positions.
@@ -120,11 +120,7 @@ class ViT(Backbone, kw_only=True):
   }
 
   def check(self):
-    if self.dim % self.heads:
-      raise UserError(
-        f'{self.dim} channels do not split into {self.heads} heads: change '
-        'dim or heads of the model'
-      )
+    check_heads(self.dim, self.heads, 'dim or heads of the model')
     if self.image_size % self.patch:
       raise UserError(
         f'image_size {self.image_size} of the model is no multiple of its '
@@ -165,9 +161,9 @@ class ViT(Backbone, kw_only=True):
     normal = nn.initializers.normal
     cls_init = normal(1e-6 if self.init_scale == 'moco' else 0.02)
     self.cls_token = self.param('cls_token', cls_init, (1, 1, self.dim))
-    self.pos_embed = self.param(
-      'pos_embed', self._first_positions, (1, 1 + self.side**2, self.dim)
-    )
+    pos_init = position_init(self.positions, self.dim, self.side)
+    shape = (1, 1 + self.side**2, self.dim)
+    self.pos_embed = self.param('pos_embed', pos_init, shape)
     self.patch_embed = PatchEmbed(
       self.dim, self.patch, self.dtype, self.init_scale
     )
@@ -251,12 +247,6 @@ class ViT(Backbone, kw_only=True):
       )
       traces.append(BlockTrace(normed, logits[:, 0], tokens, self.norm(tokens)))
     return tuple(traces)
-
-  def _first_positions(self, key, shape):
-    if self.positions == 'learned':
-      return nn.initializers.normal(0.02)(key, shape)
-    table = mae_table if self.positions == 'mae' else moco_table
-    return jnp.asarray(table(self.dim, self.side))
 
   def _positions(self, size: tuple[int, int]):
     return resize_positions(self.pos_embed, size, self.resize_extra)

@@ -1,7 +1,7 @@
 """A plain ViT for large images (ViTDet, 2203.16527).
 
-Windows in most blocks, attention among all patches in a few, relative positions
-of each axis, no class token. Weights of a ViT carry over as they are.
+Most blocks attend within windows, a few globally; relative positions are those
+of each axis; there is no class token. It takes the weights of a ViT.
 
 Axes: B images, V views, h w a map, s a window, a head, d = dim / heads.
 """
@@ -23,16 +23,13 @@ from esvit_jax.models.backbone import (
 from esvit_jax.models.layers import (
   DropPath,
   Mlp,
+  check_heads,
   layer_norm,
   pack,
   unpack,
 )
 from esvit_jax.models.patches import PatchEmbed
-from esvit_jax.models.positions import (
-  mae_table,
-  moco_table,
-  resize_positions,
-)
+from esvit_jax.models.positions import position_init, resize_positions
 from esvit_jax.models.transformer import Attention
 
 # name -> fields, as `models.BACKBONES` lists them
@@ -50,10 +47,10 @@ class ViTDet(Backbone, kw_only=True):
     dim, depth, heads, patch: see `vit.ViT`.
     image_size: side in pixels of the images that positions were learned for.
     detect_size: side in pixels of the images that relative positions are made
-      for; they are resized for others.
-    positions: what the position embedding starts as.
+      for; they are resized for other sizes.
+    positions: see `vit.ViT`.
     window: side of a window in patches.
-    global_every: of so many blocks the last attends to all patches.
+    global_every: the last of every so many blocks has global attention.
     rel_pos: whether there are relative positions.
   """
 
@@ -77,11 +74,7 @@ class ViTDet(Backbone, kw_only=True):
           f'{field} {getattr(self, field)} of the model is no multiple of its '
           f'patch {self.patch}'
         )
-    if self.dim % self.heads:
-      raise UserError(
-        f'{self.dim} channels do not split into {self.heads} heads: change '
-        'dim or heads of the model'
-      )
+    check_heads(self.dim, self.heads, 'dim or heads of the model')
 
   @property
   def num_features(self) -> int:
@@ -94,13 +87,13 @@ class ViTDet(Backbone, kw_only=True):
 
   @nn.compact
   def __call__(self, groups, train: bool = False) -> tuple[Features, ...]:
-    """Returns Features for each group; see `backbone.Backbone`."""
+    """Returns Features for each group; see `Backbone`."""
     patches, maps = PatchEmbed(
       self.dim, self.patch, self.dtype, self.init_scale, name='patch_embed'
     )(groups)
     side = self.image_size // self.patch
-    shape = (1, 1 + side**2, self.dim)
-    table = self.param('pos_embed', self._first_positions, shape)
+    init = position_init(self.positions, self.dim, side)
+    table = self.param('pos_embed', init, (1, 1 + side**2, self.dim))
     views = []
     for x, (_, h, w) in zip(unpack(patches, maps), maps):
       where = resize_positions(table, (h, w))[:, 1:].reshape(1, h, w, -1)
@@ -132,12 +125,6 @@ class ViTDet(Backbone, kw_only=True):
       blocks.append([x.mean((2, 3)) for x in grids])
     return features_of_groups(blocks, grids, [views])
 
-  def _first_positions(self, key, shape):
-    if self.positions == 'learned':
-      return nn.initializers.normal(0.02)(key, shape)
-    table = mae_table if self.positions == 'mae' else moco_table
-    return jnp.asarray(table(self.dim, self.image_size // self.patch))
-
 
 class WindowBlock(nn.Module):
   """x + attention(norm x) within windows, then x + mlp(norm x).
@@ -145,7 +132,7 @@ class WindowBlock(nn.Module):
   Windows at the border are filled with zeros, which attend like tokens.
 
   Attributes:
-    window: side in patches; 0: all of them are one.
+    window: side in patches; 0: attention among all patches.
     table_side: side that relative positions are made for; 0: none.
     others: see `transformer.Block`.
   """

@@ -43,8 +43,8 @@ def next_step(run: Record) -> Command:
   if _embedded(run) and not on_cpu:
     return Command(
       'Train on your own images',
-      f'{MAIN} --config=configs/imagenette.py '
-      '--config.data.source=folder:YOUR_IMAGES --workdir=runs/mine',
+      f'{MAIN} --config=configs/own.py --workdir=runs/mine '
+      '--config.data.source=folder:YOUR_IMAGES --config.budget=2h',
     )
   return _finetune(run)
 
