@@ -125,25 +125,12 @@ def views_png(
     std: per channel.
     rows: at most this many images.
   """
-  groups = {name: pixels(x[:rows], mean, std) for name, x in views.items()}
-  largest = max(x.shape[2] for x in groups.values())
-  zoom = max(1, round(128 / largest))  # whole, so that pixels stay pixels
-  cell = largest * zoom
-  left, titles, places = GAP, [], []  # pixels from the top left
-  for name, x in groups.items():
-    size = x.shape[2]
-    side = size * zoom
-    fit = min(max(1, (cell + GAP) // (side + GAP)), x.shape[1])
-    margin = (cell - fit * (side + GAP) + GAP) // 2
-    titles.append((left, f'{name}, {size} px'))
-    for v in range(x.shape[1]):
-      top = HEAD + margin + v % fit * (side + GAP)
-      for row, image in enumerate(x[:, v]):
-        corner = (left + v // fit * (side + GAP), top + row * (cell + GAP))
-        places.append((image, *corner, side))
-    left += -(-x.shape[1] // fit) * (side + GAP) + GAP
-  count = max(len(x) for x in groups.values())
-  _mosaic(path, left, HEAD + count * (cell + GAP), titles, places)
+  groups = {
+    f'{name}, {x.shape[2]} px': pixels(x[:rows], mean, std)
+    for name, x in views.items()
+  }
+  largest = max(x.shape[2] for x in views.values())
+  _mosaic(path, groups, max(1, round(128 / largest)))
 
 
 def columns_png(
@@ -162,34 +149,36 @@ def columns_png(
     mean: per channel, of pixels in 0..1.
     std: per channel.
   """
-  side = max(96, images.shape[2])
-  left = [GAP + column * (side + GAP) for column in range(len(titles))]
-  places = [
-    (image, left[column], HEAD + row * (side + GAP), side)
-    for row, line in enumerate(pixels(images, mean, std))
-    for column, image in enumerate(line)
-  ]
-  width, height = left[-1] + side + GAP, HEAD + len(images) * (side + GAP)
-  _mosaic(path, width, height, list(zip(left, titles)), places)
+  shown = pixels(images, mean, std)
+  groups = {title: shown[:, i : i + 1] for i, title in enumerate(titles)}
+  _mosaic(path, groups, max(1, 96 / images.shape[2]))
 
 
-def _mosaic(
-  path: str,
-  width: int,
-  height: int,
-  titles: Sequence[tuple[int, str]],
-  places: Sequence[tuple[np.ndarray, int, int, int]],
-) -> None:
-  """Draws square images at their places, to the pixel.
+def _mosaic(path: str, groups: Mapping[str, np.ndarray], zoom: float) -> None:
+  """Draws groups of views side by side, aligned to whole pixels.
 
   Args:
     path: of the picture.
-    width, height: in pixels.
-    titles: (left, text) of columns.
-    places: (image in 0..1, left, top, side).
+    groups: title -> views in 0..1, f32[B, V, h, w, C].
+    zoom: pixels of the picture for a pixel of a view.
   """
   from matplotlib.figure import Figure
 
+  cell = round(zoom * max(x.shape[2] for x in groups.values()))
+  left, titles, places = GAP, [], []  # pixels from the top left
+  for title, x in groups.items():
+    side = round(zoom * x.shape[2])
+    stacked = min(max(1, (cell + GAP) // (side + GAP)), x.shape[1])
+    margin = (cell - stacked * (side + GAP) + GAP) // 2
+    titles.append((left, title))
+    for v in range(x.shape[1]):
+      top = HEAD + margin + v % stacked * (side + GAP)
+      for row, image in enumerate(x[:, v]):
+        corner = left + v // stacked * (side + GAP), top + row * (cell + GAP)
+        places.append((image, *corner, side))
+    left += -(-x.shape[1] // stacked) * (side + GAP) + GAP
+  rows = max(len(x) for x in groups.values())
+  width, height = left, HEAD + rows * (cell + GAP)
   figure = Figure(figsize=(width / 100, height / 100), dpi=100)
   for left, text in titles:
     y = 1 - HEAD / 2 / height
