@@ -30,9 +30,7 @@ from esvit_jax.workdir import write_json
 def main(argv: list[str]) -> int:
   """Runs the command line; returns 0, or 2 after a user's mistake."""
   try:
-    args = parse(argv)
-    if args is not None:
-      run(args)
+    run(parse(argv))
   except UserError as e:
     print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
     return 2
@@ -95,8 +93,8 @@ class _Parser(argparse.ArgumentParser):
     raise UserError(f'{message} (see --help)')
 
 
-def parse(argv: list[str]) -> argparse.Namespace | None:
-  """The command line, or None after --help.
+def parse(argv: list[str]) -> argparse.Namespace:
+  """The command line; --help prints the description and exits.
 
   Raises:
     UserError: a flag is unknown or wrong.
@@ -104,9 +102,9 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
   parser = _Parser(
     prog='python -m esvit_jax.convert',
     description=__doc__.partition('\n\n')[2],
+    epilog='--model.FIELD=VALUE sets a field of the model: --model.heads=12',
     allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    add_help=False,
   )
   add = parser.add_argument
   add('source', metavar='IN', help='.pth, .pth.tar, .safetensors, directory')
@@ -138,13 +136,6 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
     help='prefix of the keys of the backbone in OUT, such as '
     "backbone.backbone. of EsViT's ResNet",
   )
-  add('--help', '-h', action='store_true', help='show this')
-  text = parser.format_help().replace(
-    '  --centres', '  --model.FIELD=VALUE\n  --centres'
-  )
-  if '--help' in argv or '-h' in argv:
-    print(text)
-    return None
   args, fields = parser.parse_known_args(argv)
   args.model = dict(_field(flag) for flag in fields)
   if args.arch:
@@ -157,7 +148,9 @@ def _field(flag: str) -> tuple[str, object]:
   name, equals, value = flag.partition('=')
   field = name.removeprefix('--model.')
   if field == name or not equals or field == 'name':
-    raise UserError(f"what is '{flag}'? Fields look like --model.window=14")
+    raise UserError(
+      f"unknown flag '{flag}': fields of the model are --model.window=14"
+    )
   try:
     return field, ast.literal_eval(value)
   except (ValueError, SyntaxError):

@@ -445,7 +445,7 @@ REFUSED = {
     [],
     'a key that names nothing',
   ),
-  'unknown flag': (lambda: change(), ['--windows=7'], "what is '--windows=7'"),
+  'unknown flag': (lambda: change(), ['--windows=7'], "unknown flag '--windows=7'"),
   'unknown field': (
     lambda: change(),
     ['--model.window=7'],
