@@ -502,7 +502,7 @@ def test_other_files_are_refused_in_one_line(
     ('{"model": {"name": "swin", "window": 4096}}', 'no such file has that'),
     (
       '{"model": {"name": "vit", "dim": 0, "depth": 1, "heads": 0}}',
-      'cannot be built',
+      'do not split into 0 heads',
     ),
   ],
 )
