@@ -445,7 +445,11 @@ REFUSED = {
     [],
     'a key that names nothing',
   ),
-  'unknown flag': (lambda: change(), ['--windows=7'], "unknown flag '--windows=7'"),
+  'unknown flag': (
+    lambda: change(),
+    ['--windows=7'],
+    "unknown flag '--windows=7'",
+  ),
   'unknown field': (
     lambda: change(),
     ['--model.window=7'],
