@@ -1,4 +1,7 @@
-"""What is not a bug: mistakes that the user can mend, and requests to stop."""
+"""Errors that are no bugs: mistakes of the user, and requests to stop."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -30,6 +33,15 @@ def require_local(path: str, field: str) -> str:
       'folder'
     )
   return path
+
+
+def suggestion(word: object, choices: Iterable[str]) -> str:
+  """ "did you mean 'close'?" or, if no choice is close, all of them."""
+  choices = list(choices)
+  close = difflib.get_close_matches(str(word), choices, 1)
+  if close:
+    return f"did you mean '{close[0]}'?"
+  return f'choose from {", ".join(choices)}'
 
 
 def in_one_line(error: Exception) -> str:

@@ -5,7 +5,6 @@
 The bracket runs once for each group of parameters that thaw together.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, suggestion
 from esvit_jax.schedules import Schedule, cosine
 
 Tree = Any
@@ -291,10 +290,8 @@ def _checked(config: Mapping) -> dict:
 
 def _known(what: str, word: str, choices) -> None:
   if word not in choices:
-    close = difflib.get_close_matches(str(word), choices, 1)
-    hint = f"did you mean '{close[0]}'?" if close else 'choose one of those'
     raise UserError(
-      f"optim has no {what} '{word}' ({', '.join(choices)}): {hint}"
+      f"optim has no {what} '{word}': {suggestion(word, choices)}"
     )
 
 

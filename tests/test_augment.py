@@ -395,7 +395,7 @@ def test_settings_hold_for_all_views_or_each():
 @pytest.mark.parametrize(
   ('settings', 'line'),
   [
-    ({'size': 8, 'solarise': 0.2}, "unknown field 'solarise'; .*'solarize'"),
+    ({'size': 8, 'solarise': 0.2}, "no field 'solarise': .*'solarize'"),
     ({'size': 8, 'count': 3, 'blur': (1.0, 0.1)}, '2 values for 3 views'),
     ({'size': 8, 'flip': 1.5}, 'g.flip is 1.5; .* at most 1$'),
     ({'size': 8, 'hue': 0.6}, 'at most 0.5'),

@@ -126,7 +126,7 @@ def test_long_lists_are_cut():
 
 
 def test_unknown_architectures_and_variables():
-  with pytest.raises(UserError, match='did you mean swin'):
+  with pytest.raises(UserError, match="did you mean 'swin'"):
     tables.from_published({}, 'swim', {})
   with pytest.raises(UserError, match='1 unexpected: params/spam'):
     tables.to_published({'params': {'spam': np.zeros(1)}}, 'swin')

@@ -9,7 +9,6 @@ up to rounding.
 """
 
 import dataclasses
-import difflib
 import functools
 import itertools
 import math
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from esvit_jax.augment import crops, photometric, randaugment
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, suggestion
 
 Pair = tuple[float, float]
 
@@ -151,9 +150,8 @@ def _group(name: str, settings: dict[str, Any]) -> Group:
   known = ('size', 'count', *View._fields)
   for field in settings:
     if field not in known:
-      close = difflib.get_close_matches(field, known, 1)
-      hint = f"did you mean '{close[0]}'?" if close else f'known: {known}'
-      raise UserError(f"views.{name}: unknown field '{field}'; {hint}")
+      hint = suggestion(field, known)
+      raise UserError(f"views.{name} has no field '{field}': {hint}")
   count = settings.get('count', 1)
   if not isinstance(count, int) or count < 1:
     raise UserError(

@@ -4,13 +4,12 @@
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, suggestion
 from esvit_jax.models import cvt, resnet, swin, vil, vit, vitdet
 from esvit_jax.models.backbone import IMAGE_SIZE, Backbone
 from esvit_jax.models.cvt import CvT
@@ -50,7 +49,7 @@ def build(config: Mapping) -> Backbone:
   fields = dict(config)
   name, debug = fields.pop('name', None), fields.pop('debug', False)
   if name not in BACKBONES:
-    raise UserError(f"no backbone '{name}'{_suggest(str(name), BACKBONES)}")
+    raise UserError(f"no backbone '{name}': {suggestion(name, BACKBONES)}")
   module, size = BACKBONES[name]
   known = {
     f.name: f.default
@@ -59,7 +58,7 @@ def build(config: Mapping) -> Backbone:
   }
   for key in fields:
     if key not in known:
-      raise UserError(f"{name} has no field '{key}'{_suggest(key, known)}")
+      raise UserError(f"{name} has no field '{key}': {suggestion(key, known)}")
   fields = {**size, **(module.DEBUG if debug else {}), **fields}
   for key, default in known.items():
     if default is dataclasses.MISSING and key not in fields:
@@ -101,10 +100,3 @@ def _dtype(value):
   if dtype not in (jnp.float32, jnp.bfloat16):
     raise UserError(f"dtype is '{value}': use 'float32' or 'bfloat16'")
   return dtype
-
-
-def _suggest(word: str, choices) -> str:
-  close = difflib.get_close_matches(word, choices, 1)
-  if close:
-    return f": did you mean '{close[0]}'?"
-  return f': choose from {", ".join(choices)}'

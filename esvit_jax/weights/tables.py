@@ -4,7 +4,6 @@ A layout (weights/layouts) maps published keys to paths of our variables, and
 is used in both directions. Every key on both sides has to be accounted for.
 """
 
-import difflib
 import functools
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from flax import traverse_util
 
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, suggestion
 from esvit_jax.weights.layouts import LAYOUTS, Buffer, Row
 
 Arrays = dict[str, np.ndarray]
@@ -123,8 +122,7 @@ def listed(title: str, keys: list[str], most: int = 8) -> str:
 
 def _rows(layout: str):
   if layout not in LAYOUTS:
-    close = difflib.get_close_matches(layout, LAYOUTS, 1) or LAYOUTS
-    raise UserError(f"no layout '{layout}': did you mean {' or '.join(close)}?")
+    raise UserError(f"no layout '{layout}': {suggestion(layout, LAYOUTS)}")
   return LAYOUTS[layout]
 
 
