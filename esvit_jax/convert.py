@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
 
 def run(args: argparse.Namespace) -> None:
   """Reads, converts, writes and certifies."""
+  require_local(args.source, 'IN')
   require_local(args.out, 'OUT')
   single = args.out.endswith('.safetensors')
   which = args.which or ('auto' if single else 'both')
@@ -53,6 +54,12 @@ def run(args: argparse.Namespace) -> None:
     notes.append(reason)
     print(
       f'WARNING: {reason}: {args.out} loads here, and in no published Swin',
+      file=sys.stderr,
+    )
+  if bad := certificate.not_finite(weights):
+    notes.append(tables.listed('arrays are not finite', bad))
+    print(
+      f'WARNING: {notes[-1]}: no evaluation takes their features',
       file=sys.stderr,
     )
   if random := weights.about.get('random'):

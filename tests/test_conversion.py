@@ -9,6 +9,7 @@ import collections
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -256,11 +257,12 @@ def test_the_features_are_those_of_the_input_it_names(place):
   [
     *('', 'module.', 'backbone.', 'module.backbone.', 'model.'),
     *('module.backbone.backbone.', 'module.model.'),
+    *('_orig_mod.', 'module._orig_mod.', '_orig_mod.module.backbone.'),
   ],
 )
 def test_prefixes_are_recognised_and_told(tmp_path, prefix):
   state = {prefix + k: v for k, v in vit().items()}
-  outer = 'module.' if prefix.startswith('module.') else ''
+  outer = re.match(r'((_orig_mod|module)\.)*', prefix).group()
   state |= {f'{outer}head.{k}': v for k, v in head(24).items()}
   path = writer.save(tmp_path / 'a.pth', {'teacher': tensors(state)})
   file = files.read(os.fspath(path))
@@ -271,6 +273,16 @@ def test_prefixes_are_recognised_and_told(tmp_path, prefix):
     writing.to_published(found),
     vit() | {f'head.{k}': v for k, v in head(24).items()},
   )
+
+
+def test_arrays_that_are_not_finite_are_said(tmp_path, capsys):
+  state = vit()
+  state['norm.weight'] = np.full_like(state['norm.weight'], np.nan)
+  path = writer.save(tmp_path / 'a.pth', tensors(state))
+  out = os.fspath(tmp_path / 'run')
+  assert convert.main([os.fspath(path), out, '--model.heads=3']) == 0
+  said = capsys.readouterr().err
+  assert 'WARNING: 1 arrays are not finite: backbone/norm/scale' in said
 
 
 def test_a_prefix_can_be_named(tmp_path):
@@ -506,7 +518,7 @@ def test_other_files_are_refused_in_one_line(
     ('{"model": {"name": "swin", "window": 4096}}', 'no such file has that'),
     (
       '{"model": {"name": "vit", "dim": 0, "depth": 1, "heads": 0}}',
-      'do not split into 0 heads',
+      'heads of vit is 0',
     ),
   ],
 )

@@ -63,10 +63,10 @@ def build(config: Mapping) -> Backbone:
   for key, default in known.items():
     if default is dataclasses.MISSING and key not in fields:
       raise UserError(f"{name} needs the field '{key}': set model.{key}")
-  for key in ('window', 'patch', 'image_size'):
+  for key in ('window', 'patch', 'image_size', 'heads'):
     value = fields.get(key)
-    if value is None:
-      continue
+    if value is None or (key == 'heads' and isinstance(value, list | tuple)):
+      continue  # one number of heads a stage is the stages' matter
     if not isinstance(value, int) or value < 1:
       raise UserError(
         f'{key} of {name} is {value}: use a whole number of 1 or more'

@@ -9,6 +9,7 @@ import re
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from esvit_jax.weights import writing
 from esvit_jax.weights.networks import Weights, forward
@@ -41,6 +42,16 @@ def certify(weights: Weights, which: str) -> dict:
     'stages': checksums(arrays),
     'features': _features(weights, which),
   }
+
+
+def not_finite(weights: Weights) -> list[str]:
+  """Names of arrays that hold NaN or infinities, as a diverged run has."""
+  names = {}
+  for network in weights.networks.values():
+    for path, array in traverse_util.flatten_dict(network, sep='/').items():
+      if not np.isfinite(array).all():
+        names[path.partition('/')[2]] = None
+  return list(names)
 
 
 def checksums(arrays: Arrays) -> dict[str, dict]:

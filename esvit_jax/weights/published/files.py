@@ -195,7 +195,10 @@ def _take(name: str, state: Arrays, prefix: str, file: File) -> None:
 
 def _recognise(name: str, state: Arrays, file: File) -> None:
   """The network or networks of one state_dict, without prefixes."""
-  state, prefix = _without('module.', state, state)
+  prefix = ''
+  for word in ('_orig_mod.', 'module.', '_orig_mod.'):
+    state, more = _without(word, state, state)
+    prefix += more
   if name not in NETWORKS and any(
     k.startswith(_MOCO['teacher']) for k in state
   ):

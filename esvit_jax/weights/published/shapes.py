@@ -236,7 +236,14 @@ def _vit_heads(config: Mapping) -> int:
     return next(iter(names))
   fact = f'a ViT of {config["depth"]} blocks of {config["dim"]} channels'
   if not names:
-    raise ask(f'{fact}: its shapes do not say how many heads it has', 'heads')
+    # Heads of 64 channels as everywhere, or MAE-Lite's 12.
+    dim = config['dim']
+    usual = sorted({n for n in (dim // 64, 12) if n and dim % n == 0})
+    raise ask(
+      f'{fact}: its shapes do not say how many heads it has',
+      'heads',
+      '|'.join(map(str, usual)),
+    )
   choices = ' or '.join(f'{n} ({", ".join(x)})' for n, x in names.items())
   raise ask(
     f'{fact} has {choices} heads, and its arrays do not say which',
