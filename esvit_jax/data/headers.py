@@ -1,7 +1,7 @@
 """What some images of a source tell of all: canvas, depth and bands."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 
 from esvit_jax.data import depth, formats
 from esvit_jax.data.depth import OPEN, Scale
@@ -75,20 +75,29 @@ def _ranges(seen: dict[int, Header]) -> dict[str, depth.Range]:
 
 
 def _depth_notes(seen, ranges, scale: Scale) -> Iterator[str]:
+  if not ranges:
+    return
+  kinds = []
   for dtype, (low, high) in ranges.items():
-    count = sum(header.dtype == dtype for header in seen.values())
     black, white = scale.given or scale.assumed[dtype]
-    beyond = (
-      'what is beyond is clipped (data.value_range)'
-      if scale.given
-      else 'images beyond that, or of less than a sixteenth of it, are scaled '
-      'by their own; data.value_range sets other limits'
+    kinds.append(
+      f'{dtype} from {low:g} to {high:g}, of which {black:g} becomes black and '
+      f'{white:g} white'
     )
-    yield (
-      f'{count} of {len(seen)} sampled images are deeper than 8 bits ({dtype}, '
-      f'values {low:g} to {high:g}): {black:g} becomes black and {white:g} '
-      f'white; {beyond}'
-    )
+  beyond = (
+    'values beyond are clipped (data.value_range)'
+    if scale.given
+    else 'images that reach beyond, or fill less than a sixteenth of it, are '
+    'scaled by their own values; data.value_range sets other limits'
+  )
+  deep = [header for header in seen.values() if header.range]
+  yield (
+    f'deeper than 8 bits: {_sampled(deep, seen)}, {"; ".join(kinds)}; {beyond}'
+  )
+
+
+def _sampled(some: Sized, seen: Sized) -> str:
+  return f'{len(some):,} of {len(seen):,} sampled images'
 
 
 def _layer_notes(source: Source, seen: dict[int, Header]) -> Iterator[str]:
@@ -97,16 +106,15 @@ def _layer_notes(source: Source, seen: dict[int, Header]) -> Iterator[str]:
   if paged:
     i, pages = next(iter(paged.items()))
     yield (
-      f'{len(paged)} of {len(seen)} sampled images have several pages or '
-      f'frames, such as the {pages} of {source.where(i)}: the first is read'
+      f'several pages or frames: {_sampled(paged, seen)}, such as the '
+      f'{pages} of {source.where(i)}; the first is read'
     )
   layered = {i: x.bands for i, x in seen.items() if x.bands in (2, 4)}
   if source.channels in (1, 3) and layered:
     i, bands = next(iter(layered.items()))
     yield (
-      f'{len(layered)} of {len(seen)} sampled images have alpha or a band '
-      f'beside their colours, such as {source.where(i)}: it is left out; '
-      f'data.channels={bands} reads it'
+      f'alpha or a band beside the colours: {_sampled(layered, seen)}, such '
+      f'as {source.where(i)}; it is left out, data.channels={bands} reads it'
     )
 
 
