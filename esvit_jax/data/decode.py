@@ -1,6 +1,7 @@
 """Bytes of an image file -> u8[h, w, C] that fits a canvas."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -176,18 +177,30 @@ def _jpeg(
 
 
 def _any_format(record: bytes, channels: int) -> np.ndarray:
-  """u8[h, w, bands] of what PIL reads."""
+  """u8[h, w, bands] of what PIL reads, as it is stored."""
   try:
     with formats.open_image(record) as image:
+      back = _turned_back(image)
       if 'transparency' in image.info:  # else PIL warns of a palette's alpha
         image = image.convert('RGBA')
       if channels in (1, 3):
         image = image.convert('L' if channels == 1 else 'RGB')
       elif image.mode in ('1', 'P', 'CMYK', 'YCbCr', 'LAB', 'HSV'):
         image = image.convert('L' if image.mode == '1' else 'RGB')
-      return np.asarray(image)
+      return back(np.asarray(image))
   except Exception as error:  # PIL's decoders raise whatever they like
     raise Unreadable(error) from error
+
+
+def _turned_back(image) -> Callable:
+  """What undoes the turn that PIL gives TIFFs, and them alone, on loading."""
+  if image.format != 'TIFF':
+    return lambda x: x
+  told = image.getexif().get(formats.EXIF_ORIENTATION, 1)
+  image.load()
+  if image.getexif().get(formats.EXIF_ORIENTATION, 1) == told:
+    return lambda x: x
+  return formats.UPRIGHT.get({6: 8, 8: 6}.get(told, told), lambda x: x)
 
 
 def _scale(h: int, w: int, canvas: tuple[int, int]) -> float:

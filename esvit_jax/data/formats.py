@@ -87,6 +87,8 @@ def header(record: bytes | np.ndarray, channels: int = 3) -> Header:
   try:
     with open_image(record) as image:
       size = (image.height, image.width)
+      if image.format == 'TIFF' and orientation(record) >= 5:
+        size = size[::-1]  # PIL gives that of the image turned upright
       return Header(size, _bands(image), pages)
   except Exception as error:
     raise Unreadable(error) from error
@@ -215,7 +217,9 @@ def orientation(record: bytes | np.ndarray) -> int:
   if isinstance(record, np.ndarray):
     return 1
   start = record[: 2**16]
-  if record[:4] not in TIFF and not any(mark in start for mark in EXIF_MARKS):
+  # TIFF has tags, AVIF and HEIF have boxes of their own.
+  marked = record[:4] in TIFF or record[4:8] == b'ftyp'
+  if not marked and not any(mark in start for mark in EXIF_MARKS):
     return 1
   try:
     with open_image(record) as image:
