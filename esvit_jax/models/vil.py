@@ -127,10 +127,7 @@ class ViL(Backbone, kw_only=True):
 
     `stages` hold maps, without global tokens.
     """
-    attn_type, mlp_type = AttentionBlock, MlpBlock
-    if self.remat:
-      attn_type = nn.remat(AttentionBlock, static_argnums=(2, 3))
-      mlp_type = nn.remat(MlpBlock, static_argnums=(2, 3))
+    block_type = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
     last = len(self.depths) - 1
     rates = iter(np.linspace(0, self.drop_path, sum(self.depths)))
     norm = layer_norm('norm')  # float32: regions are compared by cosine
@@ -156,12 +153,11 @@ class ViL(Backbone, kw_only=True):
       shared = (g, self.init_scale, self.dtype)
       for j in range(depth):
         rate = float(next(rates))
-        tokens = attn_type(
-          attention, rate, *shared, name=f'{name}_{2 * j + 1}'
-        )(tokens, shapes, train)
-        tokens = mlp_type(rate, *shared, name=f'{name}_{2 * j + 2}')(
-          tokens, shapes, train
-        )
+        for k, function in ((1, attention), (2, None)):
+          block = block_type(
+            function, rate, *shared, name=f'{name}_{2 * j + k}'
+          )
+          tokens = block(tokens, shapes, train)
         # Published: only features of the last stage go through the norm.
         views = unpack(norm(tokens) if i == last else tokens, lines(shapes, g))
         blocks.append([_pooled(x, g) for x in views])
@@ -212,10 +208,10 @@ class Embed(nn.Module):
     return pack(views), shapes
 
 
-class AttentionBlock(nn.Module):
-  """x + attention(norm x)."""
+class Block(nn.Module):
+  """x + f(norm x), where f is attention or, without one, an MLP."""
 
-  attention: Callable[..., nn.Module]  # without the two last fields
+  attention: Callable[..., nn.Module] | None  # without the two last fields
   drop_path: float
   global_tokens: int
   init_scale: str
@@ -224,25 +220,11 @@ class AttentionBlock(nn.Module):
   @nn.compact
   def __call__(self, tokens, shapes: tuple[Shape, ...], train: bool):
     y = layer_norm('norm', self.dtype)(tokens)
-    y = self.attention(self.init_scale, self.dtype, name='attn')(
-      y, shapes, train
-    )
-    owners = lines(shapes, self.global_tokens)
-    return tokens + DropPath(self.drop_path)(y, owners, train)
-
-
-class MlpBlock(nn.Module):
-  """x + mlp(norm x)."""
-
-  drop_path: float
-  global_tokens: int
-  init_scale: str
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, tokens, shapes: tuple[Shape, ...], train: bool):
-    y = layer_norm('norm', self.dtype)(tokens)
-    y = Mlp(4 * y.shape[-1], self.init_scale, self.dtype, name='mlp')(y)
+    if self.attention is not None:
+      attention = self.attention(self.init_scale, self.dtype, name='attn')
+      y = attention(y, shapes, train)
+    else:
+      y = Mlp(4 * y.shape[-1], self.init_scale, self.dtype, name='mlp')(y)
     owners = lines(shapes, self.global_tokens)
     return tokens + DropPath(self.drop_path)(y, owners, train)
 

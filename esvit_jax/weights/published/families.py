@@ -5,14 +5,6 @@ from collections.abc import Iterable
 from esvit_jax import models
 from esvit_jax.errors import UserError
 
-# module -> the name of its family and layout
-NAMES = {
-  models.CvT: 'cvt',
-  models.ResNet: 'resnet',
-  models.Swin: 'swin',
-  models.ViL: 'vil',
-  models.ViT: 'vit',
-}
 # family -> a key that no other family has, its first convolution's weight
 KEYS = {
   'swin': (
@@ -24,6 +16,10 @@ KEYS = {
   'vil': ('layer1.0.norm_embed.weight', 'layer1.0.proj.weight'),
   'resnet': ('layer1.0.conv1.weight', 'conv1.weight'),
 }
+
+
+# module -> the name of its family and layout
+NAMES = {models.FAMILIES[name][0]: name for name in KEYS}
 
 
 def of_keys(keys: Iterable[str]) -> str | None:
