@@ -98,7 +98,6 @@ def mean_flip_score(
   batches: Iterable[dict],
   key: jax.Array,
   stride: int,
-  top: int = TOP,
 ) -> dict[str, float]:
   """The published measure, averaged over images.
 
@@ -109,7 +108,6 @@ def mean_flip_score(
       the random key of its copy is derived.
     key: random key.
     stride: pixels between regions.
-    top: number of matches of an image that count.
 
   Returns:
     As `flip_score`, and `images`, their number; `non_finite` is the number of
@@ -126,7 +124,7 @@ def mean_flip_score(
       if not (np.isfinite(first[row]).all() and np.isfinite(second[row]).all()):
         bad += 1
         continue
-      scores.append(flip_score(first[row], second[row], stride, top))
+      scores.append(flip_score(first[row], second[row], stride))
   refuse_many(bad, bad + len(scores))
   if not scores:
     raise UserError('there are no images to find matches in')

@@ -101,16 +101,13 @@ def _chance(labels: np.ndarray, query_labels: np.ndarray) -> float:
   return 100 * float((counts[query_labels] - 1).mean() / (len(labels) - 1))
 
 
-def plane(
-  features: np.ndarray, method: str = 'tsne', seed: int = 0
-) -> np.ndarray:
+def plane(features: np.ndarray, method: str = 'tsne') -> np.ndarray:
   """A map of images: points f32[N, 2].
 
   Args:
     features: f[N, D].
     method: 'pca', or 'tsne' of unit features, as cosines are compared; it needs
       scikit-learn.
-    seed: of t-SNE.
 
   Raises:
     UserError: no such method, too few images, or scikit-learn is missing.
@@ -138,7 +135,7 @@ def plane(
   start = spread / max(spread[:, 0].std(), 1e-12) * 1e-4
   perplexity = min(30.0, (len(x) - 1) / 3)
   tsne = TSNE(
-    perplexity=perplexity, init=start.astype(np.float32), random_state=seed
+    perplexity=perplexity, init=start.astype(np.float32), random_state=0
   )
   # Its threads spin while waiting for each other: beside another busy process
   # they take sixty times as long as a single thread.
