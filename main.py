@@ -14,11 +14,14 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Callable
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from esvit_jax.errors import Stopped, UserError, in_one_line
+from esvit_jax.errors import Stopped, UserError, in_one_line, printable
+
+LONGEST = 1500  # characters of an error; more is somebody's broken file
 
 CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -35,9 +38,10 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'bench', 'report'],
+  ['train', 'bench', 'report', 'replay'],
   'bench: speed on synthetic images; report: report.html of --workdir, or a '
-  'comparison of several, with commas.',
+  'comparison of several, with commas; replay: which number of the step that '
+  'stopped the run in --workdir was the first that is not finite.',
 )
 DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join other processes (TPU pods, Slurm: detected).'
@@ -58,16 +62,27 @@ CACHE = flags.DEFINE_string(
 
 def main(argv: list[str]) -> int:
   """Runs the command line; returns the exit code."""
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):  # names that the terminal cannot show
+      stream.reconfigure(errors='backslashreplace')
+  if any(arg in ('--help', '-h', '-help') for arg in argv[1:]):
+    return guarded(lambda: print(help_text()))
+  return guarded(lambda: command(parse(argv)))
+
+
+def guarded(call: Callable[[], object]) -> int:
+  """Calls; says what went wrong, and returns the exit code."""
   try:
-    if any(arg in ('--help', '-h', '-help') for arg in argv[1:]):
-      print(help_text())
-      return 0
-    command(parse(argv))
+    call()
   except UserError as e:
-    print(f'error: {e}', file=sys.stderr)
+    print(f'error: {printable(str(e))[:LONGEST]}', file=sys.stderr)
     return 2
   except (Stopped, BrokenPipeError):
     return 75
+  except (MemoryError, OSError) as e:
+    # Of the machine: where it matters, a path and a remedy are said.
+    print(f'error: {in_one_line(e)}', file=sys.stderr)
+    return 2
   except KeyboardInterrupt:
     print('stopped; the same command goes on', file=sys.stderr)
     return 75
@@ -112,6 +127,10 @@ def command(config) -> None:
       from esvit_jax import report
 
       print(report.build(WORKDIR.value.split(',')))
+    elif MODE.value == 'replay':
+      from esvit_jax.run import replay
+
+      replay.recompute(WORKDIR.value)
     elif MODE.value == 'bench':
       from esvit_jax import bench
 
@@ -175,9 +194,9 @@ def parse(argv: list[str]):
     raise UserError(_explain(e, argv)) from e
   if rest[1:]:
     raise UserError(f"what is '{rest[1]}'? Flags look like --name=value")
-  if MODE.value == 'report':
+  if MODE.value in ('report', 'replay'):
     if not WORKDIR.value:
-      raise UserError('no --workdir; give the run directory to report on')
+      raise UserError(f'no --workdir; give the run directory to {MODE.value}')
     return None
   if config is None:
     raise UserError('no --config; try --config=configs/quickstart.py')

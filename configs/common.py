@@ -30,6 +30,7 @@ def base() -> ConfigDict:
   c.data.canvas = 512  # longest side of decoded images, pixels; 0: unchanged
   c.data.workers = 8  # decoding threads
   c.data.max_unreadable = 0.01  # share of unreadable images that stops the run
+  c.data.max_pixels = 2**26  # larger images are not decoded, but unreadable
   c.data.mean = (0.485, 0.456, 0.406)
   c.data.std = (0.229, 0.224, 0.225)
 
@@ -85,6 +86,7 @@ def base() -> ConfigDict:
 
   c.log_every = 50  # steps
   c.max_bad_steps = 3  # consecutive non-finite steps that stop the run
+  c.max_rollbacks = 0  # times a run goes back to its last good state instead
   c.tensorboard = False  # needs pip install esvit_jax[tensorboard]
   return c
 
@@ -205,6 +207,7 @@ def evaluation(task: str) -> ConfigDict:
   c.data.canvas = -1
   c.data.workers = 8
   c.data.max_unreadable = 0.01
+  c.data.max_pixels = 2**26
   c.data.value_range = ()
   c.data.exif_orientation = True
   c.data.mean = ()

@@ -1,6 +1,7 @@
 """Errors that are no bugs: mistakes of the user, and requests to stop."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -46,7 +47,25 @@ def suggestion(word: object, choices: Iterable[str]) -> str:
 
 def in_one_line(error: Exception) -> str:
   """'TypeError: what it says', at most 300 characters of it."""
-  return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+  return printable(' '.join(f'{type(error).__name__}: {error}'.split())[:300])
+
+
+def printable(text: str) -> str:
+  r"""A name that can be shown anywhere: what is no character is escaped.
+
+  Bytes that are not UTF-8, which Python reads as lone surrogates, become \xe9;
+  control, escape and direction characters \x1b or \u202e.
+  """
+  return ''.join(x if x.isprintable() else _escaped(x) for x in os.fspath(text))
+
+
+def _escaped(character: str) -> str:
+  code = ord(character)
+  if 0xDC80 <= code <= 0xDCFF:
+    code -= 0xDC00
+  if code < 0x100:
+    return f'\\x{code:02x}'
+  return character.encode('unicode_escape', 'surrogatepass').decode()
 
 
 class Stopped(Exception):  # noqa: N818 - no error

@@ -49,7 +49,8 @@ def path(result: protocols.Result) -> str:
 
 def write(result: protocols.Result) -> None:
   """Writes the figures, and all that is needed to get them again."""
-  os.makedirs(os.path.dirname(path(result)), exist_ok=True)
+  with workdir.writing(path(result)):
+    os.makedirs(os.path.dirname(path(result)), exist_ok=True)
   workdir.write_json(
     path(result),
     {

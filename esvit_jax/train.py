@@ -73,6 +73,7 @@ def _run(config, directory: str, out):
       job = jobs.prepare(config)
       if first:
         stack.enter_context(workdir.claim(directory, config.to_dict()))
+        summary.space(job, directory).check()
     request = stack.enter_context(StopRequest())
     state = _train(job, directory, request, out if first else None)
     return state, int(state.step) == job.horizon.steps
@@ -89,6 +90,7 @@ def _train(
         os.path.join(directory, 'checkpoints'),
         config.save.keep,
         job.horizon.steps_in(config.save.keep_every_epochs),
+        config.to_dict(),
       )
     )
     resumed = checkpoints.latest()
@@ -179,7 +181,7 @@ def _loop(
   step_fn = jobs.compile_step(job)
   progress.say(f'compiled in {duration(time.perf_counter() - began)}')
   log = Log(job, metrics, progress)
-  key, first = job.key, int(state.step)
+  key, first, rollbacks = job.key, int(state.step), 0
   pipeline = data.Pipeline(
     job.sources['train'],
     config.seed,
@@ -198,7 +200,12 @@ def _loop(
       state, values = step_fn(state, batch, key)
       log.receive(step + 1, values, feed.waited)
       if log.bad_in_row >= config.max_bad_steps:
-        replay.give_up(state, batch, evaluation.directory, checkpoints, log)
+        if rollbacks == config.max_rollbacks:
+          directory = evaluation.directory
+          replay.give_up(job, state, batch, directory, checkpoints, log)
+        rollbacks += 1
+        log.bad_in_row = 0
+        state = replay.roll_back(job, state, checkpoints, progress.say)
       done, last = step + 1, step + 1 == horizon.steps
       if done == first + FIRST_STEPS:
         left = duration(progress.eta(done))

@@ -37,7 +37,7 @@ LAW = {
   ),
   'run': (
     'methods evals weights workdir augment models optim data state sharding',
-    'jax numpy optax',
+    'jax numpy flax optax ml_collections',
   ),
   'report': ('workdir', 'jinja2'),
   'analysis': (

@@ -18,6 +18,7 @@ from esvit_jax.data import (
   embedded,
   filelist,
   folder,
+  guard,
   headers,
   masks,
   mixture,
@@ -113,6 +114,7 @@ def open_source(
       `canvas` (pixels, one number or (height, width)), `channels` (1, 3, or
       the number of bands),
       `zero` (of masks: 'class', or 'void' where classes begin with 1),
+      `max_pixels` (height x width that a file may declare, `guard.check`),
       `value_range` (of deep images, see `depth.Scale`) and `exif_orientation`
       (True), which is applied to folders and lists of files.
     split: used instead of the config's.
@@ -145,7 +147,7 @@ def open_source(
   if config.get('exif_orientation') is False:
     source = dataclasses.replace(source, upright=False)
   return headers.fit(
-    source,
+    guard.guarded(source, config.get('max_pixels')),
     canvas,
     scale or depth.parse(config.get('value_range')),
   )

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from esvit_jax.data import splits, tables
+from esvit_jax.data import guard, splits, tables
 from esvit_jax.data.source import Source
 from esvit_jax.errors import UserError
 
@@ -76,8 +76,7 @@ def open_split(
     return os.path.join(folder_of_lists, path)
 
   def read(i: int) -> tuple[bytes, int]:
-    with open(where(i), 'rb') as file:
-      return file.read(), labels[i]
+    return guard.read_file(where(i)), labels[i]
 
   return Source(
     name=f'list {root}',
@@ -120,8 +119,9 @@ def _lists(root: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
 def _read(path: pathlib.Path) -> list[tuple[str, str]]:
   """(path, label or '') of each line that is not empty."""
   try:
-    text = path.read_text(encoding='utf-8')
-  except (OSError, UnicodeDecodeError) as e:
+    # Names of files are bytes, and need not be UTF-8.
+    text = path.read_text(encoding='utf-8', errors='surrogateescape')
+  except OSError as e:
     raise UserError(f'cannot read the file list {path} ({e})') from None
   parts = [line.split(maxsplit=1) for line in text.splitlines()]
   return [(p[0], p[1].strip() if p[1:] else '') for p in parts if p]

@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from esvit_jax.data import layout
+from esvit_jax.data import guard, layout
 from esvit_jax.data.source import Source
 from esvit_jax.errors import UserError
 
@@ -69,8 +69,7 @@ class Folder:
 
   def read(self, path: str) -> bytes:
     """The content of a file."""
-    with open(os.path.join(self.path, path), 'rb') as file:
-      return file.read()
+    return guard.read_file(os.path.join(self.path, path))
 
 
 def _require_folder(root: pathlib.Path) -> None:

@@ -16,6 +16,11 @@ ENDINGS = (
   *('avif', 'bmp', 'dib', 'gif', 'j2k', 'jfif', 'jp2', 'jpe', 'jpeg', 'jpg'),
   *('pbm', 'pgm', 'png', 'pnm', 'ppm', 'tga', 'tif', 'tiff', 'webp'),
 )
+# PIL's names of them.
+OPENED = (
+  *('AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM'),
+  *('TGA', 'TIFF', 'WEBP'),
+)
 HEIF = ('heic', 'heif')  # with pillow-heif
 JPEG = b'\xff\xd8'
 # Start of a codestream, and of the segment that tells its size and depth.
@@ -58,14 +63,22 @@ def _has_heif() -> bool:
 
 
 def open_image(record: bytes):
-  """A PIL image, as a context manager."""
+  """A PIL image, as a context manager.
+
+  Whatever a file is called, only OPENED formats are tried: PIL knows others
+  that run programs, such as Ghostscript.
+  """
   from PIL import Image
 
+  Image.MAX_IMAGE_PIXELS = None  # guard.check has looked, by our own limit
+  Image.init()
+  opened = [name for name in OPENED if name in Image.OPEN]
   if record[4:8] == b'ftyp' and _has_heif():
     import pillow_heif
 
     pillow_heif.register_heif_opener()
-  return Image.open(io.BytesIO(record))
+    opened.append('HEIF')
+  return Image.open(io.BytesIO(record), formats=opened)
 
 
 def header(record: bytes | np.ndarray, channels: int = 3) -> Header:

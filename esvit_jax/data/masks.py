@@ -1,11 +1,10 @@
 """A folder of images and one of masks: PNGs of class numbers."""
 
-import io
 import pathlib
 
 import numpy as np
 
-from esvit_jax.data import formats, splits
+from esvit_jax.data import formats, guard, splits
 from esvit_jax.data.segmentation import VOID, Segmentation
 from esvit_jax.data.source import Source
 from esvit_jax.errors import UserError
@@ -76,7 +75,7 @@ def open_split(
   note = f', {missing:,} images without a mask left out' if missing else ''
 
   def read(i):
-    return pairs[i][0].read_bytes(), -1
+    return guard.read_file(pairs[i][0]), -1
 
   return Source(
     name=f'masks {root}, {split}{note}',
@@ -97,10 +96,10 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
   Raises:
     UserError: it is no image, or its pixels are colours and not numbers.
   """
-  from PIL import Image
-
   try:
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
+    record = guard.read_file(path)
+    guard.check(record)
+    with formats.open_image(record) as image:
       image.load()
   except Exception as error:  # PIL's decoders raise whatever they like
     raise UserError(f'the mask {path} is no image: {error}') from error
@@ -120,7 +119,8 @@ def _classes(root: pathlib.Path) -> list[str]:
   """
   names = root / 'classes.txt'
   if names.exists():
-    lines = names.read_text(encoding='utf-8').splitlines()
+    text = names.read_text(encoding='utf-8', errors='surrogateescape')
+    lines = text.splitlines()
     classes = [line.strip() for line in lines if line.strip()]
   else:
     largest = -1

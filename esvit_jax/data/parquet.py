@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from esvit_jax.data import cache, shards, splits
+from esvit_jax.data import cache, guard, shards, splits
 from esvit_jax.data.progress import Progress
 from esvit_jax.data.source import Source
 from esvit_jax.data.unreadable import Unreadable
@@ -94,8 +94,8 @@ def open_split(
       return record, int(labels[i])
     if not names[i]:
       raise Unreadable('its row holds neither bytes nor a path')
-    with open(_beside(paths[k], names[i]), 'rb') as image:
-      return image.read(), int(labels[i])
+    image = guard.read_file(_beside(paths[k], names[i]))
+    return image, int(labels[i])
 
   return Source(
     name=f'hf {place}',

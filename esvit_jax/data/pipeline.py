@@ -5,6 +5,7 @@ import concurrent.futures
 import itertools
 import os
 import pathlib
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -268,7 +269,14 @@ class _Reader:
       self.unreadable.add(i)
       where = self._source.where(i)
       if self._log:
-        self._append(where, error)
+        try:
+          self._append(where, error)
+        except OSError as e:  # the list is a help, and no reason to stop
+          print(
+            f'cannot write {self._log} ({e.strerror}): {where} is unreadable '
+            f'({error})',
+            file=sys.stderr,
+          )
       if len(self.unreadable) > self._allowed:
         listed = f'; all are listed in {self._log}' if self._log else ''
         raise UserError(

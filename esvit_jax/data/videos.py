@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from esvit_jax.data import decode, embedded, masks, scenes
+from esvit_jax.data import decode, embedded, guard, masks, scenes
 from esvit_jax.errors import UserError
 
 CLIPS = 40
@@ -98,7 +98,7 @@ def davis(root: pathlib.Path, split: str, channels: int) -> Videos:
       f'davis:{root}: there is no {str(listing)!r}; it names the videos of the '
       'split, one a line'
     )
-  names = listing.read_text(encoding='utf-8').split()
+  names = listing.read_text('utf-8', 'surrogateescape').split()
   if not names:
     raise UserError(f'davis:{root}: {str(listing)!r} names no videos')
 
@@ -119,8 +119,10 @@ def _davis_video(root: pathlib.Path, name: str, channels: int) -> Video:
   frames, objects = [], []
   for path in paths:
     try:
-      frame = decode.decode(path.read_bytes(), channels, (2**16, 2**16))
-    except decode.Unreadable as error:
+      record = guard.read_file(path)
+      guard.check(record)
+      frame = decode.decode(record, channels, (2**16, 2**16))
+    except (OSError, decode.Unreadable) as error:
       raise UserError(
         f'cannot read the frame {str(path)!r}: {error}'
       ) from error

@@ -1,6 +1,5 @@
 """Fine-tuning: the shared train loop, started from a network's backbone."""
 
-import json
 import math
 import os
 
@@ -8,7 +7,7 @@ from esvit_jax import train
 from esvit_jax.errors import UserError
 from esvit_jax.protocols.setup import Result, fill_data
 from esvit_jax.weights import loading
-from esvit_jax.workdir import metrics
+from esvit_jax.workdir import metrics, read_json
 
 # Of the recipe: how to train the checkpoint's model, and what to add to it.
 KEPT = ('drop_path', 'dtype', 'remat', 'init_scale')
@@ -29,8 +28,8 @@ def run(config, directory: str, out) -> Result:
   # The last epoch's: the best epoch would be chosen by the test images.
   figures = {config.eval.metric: last['accuracy/student']}
   if config.eval.metric == 'top1':
-    with open(os.path.join(directory, 'run.json'), encoding='utf-8') as f:
-      loss = json.load(f)['chance']  # ln of the number of classes
+    record = read_json(os.path.join(directory, 'run.json'))
+    loss = record['chance']  # ln of the number of classes
     figures['chance'] = 100 * math.exp(-loss)
   return Result(directory, config, 'student', figures)
 

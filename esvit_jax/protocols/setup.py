@@ -1,6 +1,5 @@
 """What an evaluation is done with: a network, images, a place for figures."""
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from esvit_jax import augment, data, evals, sharding
+from esvit_jax import augment, data, evals, sharding, workdir
 from esvit_jax.errors import UserError, require_local
 from esvit_jax.models.backbone import IMAGE_SIZE, Features
 from esvit_jax.run import limits
@@ -225,7 +224,12 @@ def fill_data(section, path: str, weights, size: int) -> None:
   for field, value in OPEN.items():
     if field in section and section[field] == value:
       given = recorded.get(field, defaults.get(field, value))
-      section[field] = tuple(given) if isinstance(given, list) else given
+      try:
+        section[field] = tuple(given) if isinstance(given, list) else given
+      except (TypeError, ValueError):
+        raise UserError(
+          f'the config.json of {path}: data.{field} is {str(given)[:80]}'
+        ) from None
   least = 2 * round(data.MARGIN * size)
   # 0 fits the canvas to the images, up to 512.
   if canvas_is_open and np.min(section.canvas or 512) < least:
@@ -256,7 +260,6 @@ def require_test(setup: Setup) -> None:
 def run_config(path: str) -> dict:
   """The config.json of a run directory; {} where there is none."""
   try:
-    with open(os.path.join(path, 'config.json'), encoding='utf-8') as f:
-      return json.load(f)
+    return workdir.read_json(os.path.join(path, 'config.json'))
   except (OSError, ValueError):
     return {}

@@ -5,6 +5,7 @@ set that is not on disk, or fails, is reported and the others go on; finished
 ones are kept in transfer/NAME.json, and the same command goes on from there.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -20,6 +21,7 @@ SHARED = (
   'workers',
   'data_dir',
   'max_unreadable',
+  'max_pixels',
   'label_fraction',
   'labels_per_class',
 )
@@ -49,7 +51,8 @@ def run(config, directory: str, out) -> Result:
   # A network that cannot be read fails here, before the first set.
   setup = prepare(config, directory, out)
   directory = setup.directory
-  os.makedirs(os.path.join(directory, 'transfer'), exist_ok=True)
+  with workdir.writing(directory):
+    os.makedirs(os.path.join(directory, 'transfer'), exist_ok=True)
   scores, failed = suites.score_each(
     rows, lambda *row: _score(config, directory, *row, out), out
   )
@@ -70,10 +73,10 @@ def _score(config, directory: str, name: str, row, out) -> float:
   file = os.path.join(directory, 'transfer', f'{name}.json')
   asked = json.loads(json.dumps(config.to_dict()))
   if os.path.exists(file):
-    with open(file, encoding='utf-8') as f:
-      record = json.load(f)
-    if record['config'] == asked:
-      return record['score']
+    with contextlib.suppress(OSError, ValueError):  # damaged: judged again
+      record = workdir.read_json(file)
+      if record.get('config') == asked and 'score' in record:
+        return record['score']
   if config.task == 'finetune':
     place = os.path.join(directory, 'transfer', name)
     figures = finetune.run(config, place, out).figures
@@ -118,14 +121,14 @@ def _baseline(path: str) -> dict[str, float]:
   if os.path.isdir(path):
     path = os.path.join(path, 'eval', 'transfer.json')
   try:
-    with open(path, encoding='utf-8') as f:
-      figures = json.load(f)['figures']
-  except (OSError, ValueError, KeyError, TypeError) as e:
+    figures = workdir.read_json(path)['figures']
+    figures = {k: v + 0.0 for k, v in figures.items() if k in suites.SETS}
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
     raise UserError(
       f'cannot read the baseline {path} ({type(e).__name__}): give a '
       'transfer.json, or a run that was evaluated on this suite'
     ) from None
-  return {k: v for k, v in figures.items() if k in suites.SETS}
+  return figures
 
 
 def _print(rows, scores, failed, baseline, out) -> None:

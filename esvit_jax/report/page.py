@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import jinja2
 
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, printable
 from esvit_jax.report import (
   charts,
   commands,
@@ -113,6 +113,7 @@ def _environment() -> jinja2.Environment:
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
+    finalize=_shown,
   )
   environment.filters |= {
     'value': tables.value,
@@ -122,6 +123,13 @@ def _environment() -> jinja2.Environment:
   }
   environment.globals['size'] = charts.SIZE
   return environment
+
+
+def _shown(value):
+  """Names as they can be shown; what is markup already stays."""
+  if type(value) is not str:
+    return value
+  return '\n'.join(map(printable, value.split('\n')))
 
 
 def _run(run: Record, prefix: str = '') -> dict:

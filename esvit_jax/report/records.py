@@ -1,14 +1,13 @@
 """The contents of a run directory, read without the code that ran it."""
 
 import fcntl
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from esvit_jax.errors import UserError
-from esvit_jax.workdir import flatten, health, metrics
+from esvit_jax.workdir import flatten, health, metrics, parse_json
 from esvit_jax.workdir.metrics import NETWORKS, SCORES
 from esvit_jax.workdir.terminal import duration
 
@@ -259,7 +258,7 @@ def _json(path: str) -> dict:
   if not text and not os.path.exists(path):
     return {}
   try:
-    content = json.loads(text)
+    content = parse_json(text)
   except ValueError as e:
     raise UserError(f'{path} is not JSON ({e}); mend or remove it') from e
   if not isinstance(content, dict):

@@ -1,5 +1,9 @@
 """The metrics of each step, on their way to the file and the terminal."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from esvit_jax.run.jobs import Job
 from esvit_jax.workdir import health
 from esvit_jax.workdir.metrics import Metrics
@@ -19,13 +23,27 @@ class Log:
     self._pending = None
     self._waited = 0.0
     self._said = {'too early to say'}
+    # Compiled here: nothing is, once steps are counted.
+    schedules = job.schedules
+    self._schedules = (
+      jax.jit(
+        lambda step: {k: jnp.asarray(f(step)) for k, f in schedules.items()}
+      )
+      .lower(jax.ShapeDtypeStruct((), jnp.int32))
+      .compile()
+    )
 
   def receive(self, step: int, values: dict, waited: float) -> None:
-    """Keeps the values of `step`, looks at those of the step before."""
+    """Keeps the values of `step`, looks at those of the step before.
+
+    At those of `step` too where it may be the last that is allowed to be bad.
+    """
     self.catch_up()
     self._pending = (step, values)
     self.progress.waited(waited - self._waited)
     self._waited = waited
+    if self.bad_in_row + 1 >= self.job.config.max_bad_steps:
+      self.catch_up()
 
   def catch_up(self, report: bool = False) -> None:
     """Looks at the values in hand; `report` tells them whatever the step."""
@@ -38,8 +56,8 @@ class Log:
     config = self.job.config
     if not (bad or report or step % config.log_every == 0):
       return
-    for name, schedule in self.job.schedules.items():
-      values[f'train/{name}'] = float(schedule(step - 1))
+    for name, value in self._schedules(np.int32(step - 1)).items():
+      values[f'train/{name}'] = float(value)
     values['train/epoch'] = step / self.job.horizon.steps_per_epoch
     values |= self.progress.report(step, values)
     self.metrics.write(step, values)

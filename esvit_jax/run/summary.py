@@ -10,6 +10,7 @@ from esvit_jax import augment
 from esvit_jax.run import startup
 from esvit_jax.workdir import terminal
 from esvit_jax.workdir.metrics import NETWORKS, SCORES
+from esvit_jax.workdir.space import Space
 
 Say = Callable[[str], None]
 
@@ -52,13 +53,24 @@ def introduce(job, directory: str, resumed: int | None, say: Say) -> None:
     f'plan   {steps:,} steps of {config.batch_size} images '
     f'({steps / per_epoch:.1f} epochs) on {devices}'
     + (f', from step {resumed}' if resumed else '')
-    + f'\n       checkpoints in {os.path.join(directory, "checkpoints")}'
+    + f'\n       checkpoints in {os.path.join(directory, "checkpoints")}, '
+    + space(job, directory).line()
   )
   settings = startup.settings()
   say(
     f'       huge pages {settings["huge_pages"]}, compiled programs kept: '
     f'{settings["compilation_cache"]}'
   )
+
+
+def space(job, directory: str) -> Space:
+  """What the checkpoints of a run take of its disk."""
+  config, steps = job.config, job.horizon.steps
+  every = job.horizon.steps_in(config.save.keep_every_epochs)
+  best = 1 if job.sources['test'] is not None else 0
+  kept = config.save.keep + best + (steps // every if every else 0)
+  saves = max(job.horizon.steps_in(config.save.every_epochs), 1)
+  return Space(directory, job.state, min(kept, -(-steps // saves)))
 
 
 def conclude(

@@ -1,6 +1,7 @@
 """The network of published arrays: built, described, initialised."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from esvit_jax import models
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, in_one_line
 from esvit_jax.models.backbone import IMAGE_SIZE
 from esvit_jax.models.heads import DINOHead
 from esvit_jax.weights import accounting
@@ -17,28 +18,72 @@ from esvit_jax.weights.published import families
 
 HEAD_FIELDS = ('out_dim', 'hidden', 'bottleneck', 'layers', 'use_bn')
 # Above any published value. Values above these would take hours or terabytes.
-_LIMITS = {'window': 64, 'patch': 256, 'image_size': 2048}
+_LIMITS = {'window': 32, 'patch': 256, 'image_size': 2048}
+_BLOCKS, _TOKENS, _TABLE = 128, 2**16, 2**22
+_MOST_CHANNELS = 1024
 
 
-def build(config: Mapping, backbone: Mapping) -> nn.Module:
+def build(config: Mapping, arrays: Mapping) -> nn.Module:
   """`models.build`, after a check that the sizes suit these arrays.
+
+  Args:
+    config: as somebody's file describes it.
+    arrays: of the file, by key.
 
   Raises:
     UserError: as `models.build`, or sizes that no such file can have.
   """
+  try:
+    _check_sizes(config, arrays)
+    module = models.build(config)
+    hash(module)  # which programs are compiled for
+    return module
+  except UserError:
+    raise
+  except Exception as e:  # fields of any type fail in any way
+    raise UserError(f'the model cannot be built: {in_one_line(e)}') from None
+
+
+def _check_sizes(config: Mapping, arrays: Mapping) -> None:
+  """Raises UserError for sizes that would cost hours or terabytes."""
   defaults = models.BACKBONES.get(config.get('name'), (None, {}))[1]
-  for key, value in {**defaults, **config}.items():
-    values = value if isinstance(value, (list, tuple)) else [value]
-    numbers = [v for v in values if type(v) in (int, float)]
+  fields = {**defaults, **config}
+  shapes = [np.shape(x) for x in arrays.values()]
+  widest = max((max(s) for s in shapes if s and math.prod(s)), default=0)
+  for key, value in fields.items():
+    numbers = _numbers(value)
     limit = _LIMITS.get(key, 1 << 20)
     if key in ('depth', 'depths'):
-      numbers, limit = [sum(numbers), *numbers], 64 + len(backbone)
-    if any(not -1 <= v <= limit for v in numbers):
-      raise UserError(f'{key} of the model is {value}: no such file has that')
-  try:
-    return models.build(config)
-  except (TypeError, ZeroDivisionError) as e:
-    raise UserError(f'the model cannot be built: {e}') from None
+      # Every block has arrays of its own.
+      numbers, limit = [*numbers, sum(numbers)], min(len(arrays), _BLOCKS)
+    elif key in ('dim', 'dims', 'width'):
+      limit = widest
+    if any(not -1 <= x <= limit for x in numbers) or len(numbers) > _BLOCKS:
+      text = str(value)[:80]
+      raise UserError(f'{key} of the model is {text}: no such file has that')
+  sides = _numbers(fields.get('image_size', 0))
+  patch = max([1, *_numbers(fields.get('patch', 1))])
+  tokens = max([0, *sides]) ** 2 / patch**2
+  if (
+    tokens > _TOKENS
+    or tokens * max([0, *_numbers(fields.get('dim', 0))]) > _TABLE
+  ):
+    raise UserError(
+      f'the model is for images of {fields["image_size"]} px in patches of '
+      f'{patch} px: no such file has that'
+    )
+
+
+def check_channels(count) -> int:
+  """The number of channels of images. Raises UserError where it is none."""
+  if type(count) is not int or not 0 < count <= _MOST_CHANNELS:
+    raise UserError(f'its images have {str(count)[:80]} channels')
+  return count
+
+
+def _numbers(value) -> list:
+  values = value if isinstance(value, (list, tuple)) else [value]
+  return [x for x in values if type(x) in (int, float)]
 
 
 def resolved(config: Mapping, module: nn.Module) -> dict:
@@ -110,8 +155,8 @@ def differences(
 def backbone_init(module: nn.Module, channels: int) -> Callable:
   """Random key -> initial variables of a backbone."""
   side = module.image_size or IMAGE_SIZE
-  image = jnp.zeros((1, 1, side, side, channels))
-  return lambda key: module.init(key, (image,))
+  image = (1, 1, side, side, channels)
+  return lambda key: module.init(key, (jnp.zeros(image),))
 
 
 def head_init(fields: Mapping, in_dim: int) -> Callable:

@@ -4,21 +4,20 @@ A converted directory looks like that of a run: it has a config.json and a
 checkpoint of step 0, without the state of an optimiser.
 """
 
-import json
 import os
 from collections.abc import Mapping
 
 import numpy as np
+from flax import traverse_util
 
-from esvit_jax import models
-from esvit_jax.errors import UserError
+from esvit_jax.errors import UserError, in_one_line
 from esvit_jax.state import TrainState
 from esvit_jax.weights import architecture
 from esvit_jax.weights.handover import AUTO, NETWORKS, handed_on
 from esvit_jax.weights.networks import POOLED_NORM, Weights
 from esvit_jax.weights.place import check_free, unfinished
 from esvit_jax.weights.tables import listed
-from esvit_jax.workdir import checkpoint, write_json
+from esvit_jax.workdir import checkpoint, flatten, read_json, write_json
 
 # Parts that only training needs: optional tasks of SiT, and SiT's heads beside
 # those of EsViT.
@@ -116,7 +115,9 @@ def write(path: str, weights: Weights, source: str) -> None:
   }
   with unfinished(path) as part:
     os.mkdir(part)
-    checkpoints = checkpoint.Checkpoints(os.path.join(part, 'checkpoints'))
+    checkpoints = checkpoint.Checkpoints(
+      os.path.join(part, 'checkpoints'), config=config
+    )
     checkpoints.save(state)
     checkpoints.close()
     write_json(os.path.join(part, 'config.json'), config)
@@ -126,22 +127,46 @@ def _config(path: str) -> dict:
   """The config.json of a directory; it has model.name and data.channels."""
   name = os.path.join(path, 'config.json')
   try:
-    with open(name, encoding='utf-8') as f:
-      config = json.load(f)
-    config['model']['name'], config['data']['channels']
-  except (OSError, ValueError, KeyError, TypeError) as e:
+    config = read_json(name)
+    if not all(isinstance(config[k], dict) for k in ('model', 'data')):
+      raise ValueError('model and data are no sections')
+    architecture.check_channels(config['data']['channels'])
+    config['model']['name'].upper()
+  except (OSError, ValueError, LookupError, AttributeError) as e:
     raise UserError(
-      f'cannot read {name} ({type(e).__name__}): give the directory of a run, '
+      f'cannot read {name} ({in_one_line(e)}): give the directory of a run, '
       'which has a config.json and checkpoints/'
     ) from None
+  _require_own(path, config)
   return config
+
+
+def _require_own(path: str, config: Mapping) -> None:
+  """Raises UserError where the checkpoint was saved with another config."""
+  saved = checkpoint.saved_config(path)
+  there, here = _defining(saved), _defining(config)
+  differ = [k for k in sorted({*there, *here}) if there.get(k) != here.get(k)]
+  if saved and differ:
+    raise UserError(
+      f'the config.json of {path} contradicts its checkpoint: '
+      f'{differ[0]} is {str(here.get(differ[0]))[:80]}, and was '
+      f'{str(there.get(differ[0]))[:80]} when it was saved'
+      + (f'; and {len(differ) - 1} more' if differ[1:] else '')
+    )
+
+
+def _defining(config: Mapping) -> dict:
+  """The fields of a config that say what its arrays compute, flat."""
+  data = config.get('data')
+  images = {k: data.get(k) for k in ('channels', 'mean', 'std')} if data else {}
+  sections = {k: config.get(k) for k in ('method', 'model', 'head')}
+  return flatten({**sections, 'data': images})
 
 
 def _recorded(path: str, config: Mapping) -> str | None:
   """The network that a run or a converted directory records as handed on."""
   try:
-    with open(os.path.join(path, 'run.json'), encoding='utf-8') as f:
-      return json.load(f).get('network')
+    return read_json(os.path.join(path, 'run.json')).get('network')
   except (OSError, ValueError):
     return config.get('network')
 
@@ -149,20 +174,23 @@ def _recorded(path: str, config: Mapping) -> str | None:
 def _about(path: str, config: Mapping, networks: Mapping) -> dict:
   """The description of a directory's networks; see `Weights.about`."""
   model, data = config['model'], config['data']
+  params = next(iter(networks.values()))['params']
+  arrays = traverse_util.flatten_dict(params['backbone'], sep='/')
   try:
-    module = models.build(model)
+    module = architecture.build(model, arrays)
+    about = {
+      **config.get('weights', {}),
+      'model': architecture.resolved(model, module),
+      'channels': data['channels'],
+    }
+    about |= {k: list(data[k]) for k in ('mean', 'std') if data.get(k)}
+    if 'last_layer' in params.get('head', {}):
+      head = {'layers': 3, 'use_bn': False, **config['head']}
+      about['head'] = {k: head[k] for k in architecture.HEAD_FIELDS}
   except UserError as e:
     raise UserError(f'the config.json of {path}: {e}') from None
-  about = {
-    **config.get('weights', {}),
-    'model': architecture.resolved(model, module),
-    'channels': data['channels'],
-  }
-  about |= {k: list(data[k]) for k in ('mean', 'std') if data.get(k)}
-  params = next(iter(networks.values()))['params']
-  if 'last_layer' in params.get('head', {}):
-    head = {'layers': 3, 'use_bn': False, **config['head']}
-    about['head'] = {k: head[k] for k in architecture.HEAD_FIELDS}
+  except (LookupError, TypeError, ValueError) as e:
+    raise UserError(f'the config.json of {path}: {in_one_line(e)}') from None
   return about
 
 

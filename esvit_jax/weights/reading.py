@@ -268,6 +268,7 @@ def _centres(arrays: Arrays, about: dict) -> Arrays:
 def _from_own(file, networks, account) -> Weights:
   """The weights of a file that keeps this project's names."""
   model = file.about['model']
+  architecture.check_channels(file.about['channels'])
   module = architecture.build(model, next(iter(networks.values())))
   about = {k: v for k, v in file.about.items() if k in ABOUT}
   result = {}

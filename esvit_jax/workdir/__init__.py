@@ -1,6 +1,22 @@
 """What a run leaves on disk, and what it says while it runs."""
 
-from esvit_jax.workdir.jsonfile import flatten, write_json
+from esvit_jax.workdir.files import (
+  flatten,
+  parse_json,
+  read_json,
+  write_json,
+  writing,
+)
 from esvit_jax.workdir.lock import FREE, RENAMED, check, claim
 
-__all__ = ['FREE', 'RENAMED', 'check', 'claim', 'flatten', 'write_json']
+__all__ = [
+  'FREE',
+  'RENAMED',
+  'check',
+  'claim',
+  'flatten',
+  'parse_json',
+  'read_json',
+  'write_json',
+  'writing',
+]

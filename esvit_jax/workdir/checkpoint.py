@@ -9,9 +9,11 @@ import glob
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -27,11 +29,16 @@ from orbax.checkpoint.checkpoint_managers import (
 from esvit_jax.errors import UserError
 from esvit_jax.state import TrainState
 from esvit_jax.workdir.checksum import checksums
+from esvit_jax.workdir.files import parse_json, writing
 
+STEP = re.compile('0|[1-9][0-9]{0,9}')  # the name of a checkpoint's folder
 UNFINISHED = '.orbax-checkpoint-tmp'
 
 # Orbax tells at INFO what the progress line already says.
 logging.getLogger('absl').setLevel(logging.ERROR)
+# What its tasks fail of is raised, and said in a line; it need not be told as
+# the tasks are forgotten.
+logging.getLogger('asyncio').setLevel(logging.CRITICAL)
 
 # Orbax has every replica write a slice of each array, and compiles a program
 # for each slice. Small arrays are written whole, by one: on 8 devices the first
@@ -43,6 +50,14 @@ ocp.type_handlers.register_type_handler(
 )
 
 
+class DamagedError(UserError):
+  """A checkpoint's bytes can be read, and are not what was saved."""
+
+
+class NoneSoundError(UserError):
+  """Every checkpoint of a run is damaged or unfit to go on from."""
+
+
 class Checkpoints:
   """The checkpoints of one run directory.
 
@@ -50,14 +65,25 @@ class Checkpoints:
     directory: created if missing.
     keep: how many of the newest stay.
     keep_every: steps at whose multiples they stay too; 0: none.
+    config: of the run, written into each checkpoint.
+
+  Raises:
+    UserError: the directory cannot be made or read.
 
   Attributes:
     scores: step -> figure of its evaluation, which may come after the step was
       saved; the checkpoint with the largest stays as well.
   """
 
-  def __init__(self, directory: str, keep: int = 2, keep_every: int = 0):
+  def __init__(
+    self,
+    directory: str,
+    keep: int = 2,
+    keep_every: int = 0,
+    config: dict | None = None,
+  ):
     self.scores: dict[int, float] = {}
+    self._config = json.loads(json.dumps(config or {}))
 
     def score(metrics):
       step = (metrics or {}).get('step', -1)
@@ -71,10 +97,12 @@ class Checkpoints:
       stay.append(EveryNSteps(keep_every))
     self.directory = os.path.abspath(directory)
     if jax.process_index() == 0:
-      # What a killed save left. Orbax would remove it too, but in a thread
-      # that outlives us.
-      for name in glob.glob(f'{glob.escape(self.directory)}/*{UNFINISHED}*'):
-        shutil.rmtree(name)
+      with writing(self.directory):
+        os.makedirs(self.directory, exist_ok=True)
+        # What a killed save left. Orbax would remove it too, but in a thread
+        # that outlives us.
+        for name in glob.glob(f'{glob.escape(self.directory)}/*{UNFINISHED}*'):
+          shutil.rmtree(name)
     with _reading(self.directory, 'delete the step that is damaged'):
       self._manager = ocp.CheckpointManager(
         self.directory,
@@ -106,6 +134,7 @@ class Checkpoints:
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(tree),
           checksums=ocp.args.JsonSave(checksums(tree)),
+          config=ocp.args.JsonSave(self._config),
         ),
         metrics={'step': step},
       )
@@ -123,47 +152,72 @@ class Checkpoints:
     """
     step = self.latest() if step is None else step
     folder = os.path.join(self.directory, str(step))
-    with _reading(
-      folder,
-      'delete that folder to resume from the step before, or choose another '
-      '--workdir',
-    ):
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(state=ocp.args.StandardRestore(like._asdict())),
-      )['state']
-      _verify(folder, restored)
-    return TrainState(**restored)
 
-  def resume(self, like: TrainState) -> tuple[TrainState, str]:
-    """The newest state that is not damaged, and what to say of the others.
+    def read():
+      with _reading(
+        folder,
+        'delete that folder to resume from the step before, or choose another '
+        '--workdir',
+      ):
+        restored = self._manager.restore(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(like._asdict())
+          ),
+        )['state']
+        _verify(folder, restored)
+        return restored
 
-    Damaged checkpoints are moved out of the way, beside `checkpoints/`.
+    return TrainState(**_twice(read, folder))
+
+  def resume(
+    self, like: TrainState, fault: Callable[[TrainState], str] = lambda _: ''
+  ) -> tuple[TrainState, str]:
+    """The newest state that is whole, and what to say of the others.
+
+    The others are moved out of the way, beside `checkpoints/`: damaged ones
+    where a whole one is left. A disk that does not give a checkpoint's bytes
+    is no reason to move it.
+
+    Args:
+      like: as for `restore`.
+      fault: what else is wrong with a state, or ''.
 
     Raises:
-      UserError: none can be read.
+      NoneSoundError: there is none.
+      UserError: the disk cannot be read.
     """
-    errors = {}
+    with self._writing():
+      self._manager.wait_until_finished()
+    aside = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
+      folder = os.path.join(self.directory, str(step))
       try:
         state = self.restore(like, step)
-      except UserError as e:
-        errors[step] = e
+      except DamagedError as e:
+        aside[step] = 'damaged', str(e)
         continue
-      return state, self._set_aside(errors)
-    raise next(iter(errors.values()))
+      if why := fault(state):
+        aside[step] = 'diverged', f'the state in {folder} is not sound ({why})'
+        continue
+      return state, self._set_aside(aside)
+    texts = [text for kind, text in aside.values() if kind == 'damaged']
+    diverged = {k: v for k, v in aside.items() if v[0] == 'diverged'}
+    text = self._set_aside(diverged)
+    raise NoneSoundError((texts + text.splitlines() or ['no checkpoint'])[0])
 
-  def _set_aside(self, damaged: dict[int, UserError]) -> str:
+  def _set_aside(self, steps: dict[int, tuple[str, str]]) -> str:
     """Moves checkpoints out of the way; says which, in a line each."""
     lines = []
-    for step, error in damaged.items():
-      aside = os.path.join(os.path.dirname(self.directory), f'damaged_{step}')
-      lines.append(f'{str(error).partition(": ")[0]}; it is now {aside}')
+    for step, (kind, text) in steps.items():
+      aside = os.path.join(os.path.dirname(self.directory), f'{kind}_{step}')
+      lines.append(f'{text.partition(": ")[0]}; it is now {aside}')
       if jax.process_index() == 0:
         shutil.rmtree(aside, ignore_errors=True)
-        os.rename(os.path.join(self.directory, str(step)), aside)
-    if damaged:
-      multihost_utils.sync_global_devices('damaged checkpoints')
+        with writing(aside):
+          os.rename(os.path.join(self.directory, str(step)), aside)
+    if steps:
+      multihost_utils.sync_global_devices('checkpoints set aside')
       self._manager.reload()
     return '\n'.join(lines)
 
@@ -215,7 +269,7 @@ def restore_parts(
   directory = os.path.abspath(path)
   if os.path.isdir(os.path.join(directory, 'checkpoints')):
     directory = os.path.join(directory, 'checkpoints')
-  damaged = []
+  bad: dict[int, str] = {}
   while True:
     steps = _steps(directory)
     if not steps:
@@ -233,33 +287,49 @@ def restore_parts(
     elif step is not None:
       chosen = step
     else:
-      whole = [x for x in steps if x not in damaged]
+      whole = [x for x in steps if x not in bad]
       chosen = whole[-1] if whole else steps[-1]
     folder = os.path.join(directory, str(chosen))
     try:
-      restored = _read_parts(folder, parts)
-    except UserError:
+      restored = _twice(lambda: _read_parts(folder, parts), folder)  # noqa: B023
+    except UserError as e:
       if not os.path.isdir(folder):
         continue  # the run that trains there has just removed it
-      damaged.append(chosen)
-      if step is not None or not set(steps) - set(damaged):
+      bad[chosen] = (
+        'is damaged' if isinstance(e, DamagedError) else 'cannot be read'
+      )
+      if step is not None or not set(steps) - set(bad):
         raise
       continue
-    for x in damaged:
+    for x, why in bad.items():
       print(
-        f'checkpoint {os.path.join(directory, str(x))} is damaged: step '
-        f'{chosen} is taken',
+        f'checkpoint {os.path.join(directory, str(x))} {why}: step {chosen} '
+        'is taken',
         file=sys.stderr,
       )
     return restored
+
+
+def saved_config(path: str) -> dict:
+  """The config in the newest checkpoint of a run directory, {} if none.
+
+  Checkpoints of versions that wrote none have none.
+  """
+  directory = os.path.join(path, 'checkpoints')
+  for step in reversed(_steps(directory)):
+    file = os.path.join(directory, str(step), 'config', 'metadata')
+    with contextlib.suppress(OSError, ValueError):
+      with open(file, encoding='utf-8') as f:
+        config = parse_json(f.read())
+      return config if isinstance(config, dict) else {}
+  return {}
 
 
 def _steps(directory: str) -> list[int]:
   """Numbers of the complete checkpoints in a folder, ascending."""
   if not os.path.isdir(directory):
     return []
-  names = os.listdir(directory)
-  return sorted(int(x) for x in names if x.isascii() and x.isdigit())
+  return sorted(int(x) for x in os.listdir(directory) if STEP.fullmatch(x))
 
 
 def _read_parts(folder: str, parts: tuple[str, ...]) -> dict:
@@ -292,11 +362,57 @@ def _verify(folder: str, tree) -> None:
   if not os.path.exists(path):
     return
   with open(path, encoding='utf-8') as f:
-    saved = json.load(f)
+    saved = parse_json(f.read())
   # Each process sums what it holds; arrays read as NumPy are whole in each.
   for name, value in checksums(tree).items():
     if saved.get(name) != value:
       raise OSError(f'{name} is damaged: it is not what was saved')
+
+
+def _twice(read: Callable, folder: str):
+  """What `read` gives, of its second call where the first fails.
+
+  A cable or a file server that fails once has not damaged anything.
+
+  Raises:
+    UserError: as `read`, or the disk does not give the bytes of the folder.
+    DamagedError: it does, and `read` fails all the same.
+  """
+  try:
+    return read()
+  except UserError as e:
+    first = e
+  if not os.path.isdir(folder):
+    raise first
+  try:
+    value = read()
+  except UserError as e:
+    _require_readable(folder)
+    raise DamagedError(str(e)) from e
+  print(
+    f'{str(first).partition(": ")[0]}: it was read again, and is sound',
+    file=sys.stderr,
+  )
+  return value
+
+
+def _require_readable(folder: str) -> None:
+  """Raises UserError where the disk does not give all bytes of a folder."""
+
+  def fail(error):
+    raise error
+
+  try:
+    for place, _, names in os.walk(folder, onerror=fail):
+      for name in names:
+        with open(os.path.join(place, name), 'rb') as f:
+          while f.read(2**24):
+            pass
+  except OSError as e:
+    raise UserError(
+      f'cannot read {e.filename or folder} ({e.strerror}): mend the disk, and '
+      'the same command goes on; or move that checkpoint away'
+    ) from e
 
 
 @contextlib.contextmanager
@@ -309,9 +425,7 @@ def _reading(folder: str, remedy: str):
     # Of devices or other processes: no reason to delete anything.
     raise
   except Exception as e:  # orbax raises bare Exceptions too
-    # Reads in flight would add tracebacks of their own as they end.
-    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-    time.sleep(0.3)
+    time.sleep(0.3)  # for reads in flight, while the hook is off
     raise UserError(
       f'cannot read checkpoint {folder} ({_first_line(e)}): {remedy}'
     ) from e

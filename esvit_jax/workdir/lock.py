@@ -2,10 +2,13 @@
 
 config.json       what is run
 run.json          by which command, revision, versions and devices
-metrics.jsonl     one JSON object a line
+metrics.jsonl     one JSON object a line; metrics.damaged.jsonl: what was none
 checkpoints/      numbered by step
 pictures/         PNG files
-unreadable.txt       images that could not be read
+unreadable.txt    images that could not be read
+replay_STEP.npz   the batch of a step without finite numbers; replay/: its state
+damaged_STEP      a checkpoint that is not what was saved
+diverged_STEP     one whose parameters are of no use
 """
 
 import contextlib
@@ -13,8 +16,8 @@ import fcntl
 import json
 import os
 
-from esvit_jax.errors import UserError, require_local
-from esvit_jax.workdir.jsonfile import flatten, write_json
+from esvit_jax.errors import UserError, in_one_line, printable, require_local
+from esvit_jax.workdir.files import flatten, read_json, write_json, writing
 
 # Fields that say how to watch or place a run, not what it computes.
 FREE = (
@@ -23,10 +26,12 @@ FREE = (
   'eval.',
   'data.workers',
   'data.data_dir',
+  'data.max_pixels',
   'log_every',
   'placement',
   'tensorboard',
   'max_bad_steps',
+  'max_rollbacks',
 )
 
 # Names that fields of the config had in older versions -> what they are now.
@@ -40,24 +45,29 @@ RENAMED: dict[str, str] = {
 def check(path: str, config: dict) -> None:
   """Raises UserError where `path` holds another run, or is no local path."""
   require_local(path, '--workdir')
+  if not os.fspath(path).isascii() and printable(path) != os.fspath(path):
+    raise UserError(
+      f'--workdir={printable(path)} is no name in UTF-8, and checkpoints '
+      'cannot be written there: name another'
+    )
   file = os.path.join(path, 'config.json')
   if os.path.exists(path) and not os.path.isdir(path):
     raise UserError(f'--workdir={path} is a file; name a directory')
-  if not trained(path):
-    return
   try:
-    with open(file, encoding='utf-8') as f:
-      there = flatten(json.load(f))
-  except (OSError, json.JSONDecodeError) as e:
+    if not trained(path):
+      return
+    there = flatten(read_json(file))
+  except (OSError, ValueError) as e:
     raise UserError(
-      f'cannot read {file} ({e}); choose another --workdir'
+      f'cannot read {file} ({in_one_line(e)}): restore it, or choose another '
+      '--workdir; the run there is as it was'
     ) from e
   here = flatten(json.loads(json.dumps(config)))
   older = {RENAMED[key]: key for key in there if RENAMED.get(key) in here}
   there = {RENAMED.get(key, key): value for key, value in there.items()}
   differ = [
     f'{key}{f" (then {older[key]})" if key in older else ""}: '
-    f'{there.get(key)} there, {here.get(key)} here'
+    f'{str(there.get(key))[:80]} there, {str(here.get(key))[:80]} here'
     for key in sorted(there.keys() | here.keys())
     if there.get(key) != here.get(key) and not key.startswith(FREE)
   ]
@@ -83,26 +93,19 @@ def claim(path: str, config: dict):
     UserError: another process runs there, or it holds another config.
   """
   check(path, config)
-  before = os.listdir(path) if os.path.isdir(path) else None
-  try:
+  name = os.path.join(path, '.lock')
+  with writing(f'--workdir={path}'):
+    before = os.listdir(path) if os.path.isdir(path) else None
     os.makedirs(path, exist_ok=True)
-    lock = open(os.path.join(path, '.lock'), 'a+')  # noqa: SIM115
-  except OSError as e:
-    raise UserError(f'cannot write to --workdir={path}: {e.strerror}') from e
+    # Unbuffered, so that closing it cannot fail once more.
+    lock = open(name, 'ab+', buffering=0)  # noqa: SIM115
   with lock:
+    _take(lock, path)
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-      lock.seek(0)
-      raise UserError(
-        f'{path} is in use by process {lock.read().strip() or "?"}; wait for '
-        'it to end, or choose another --workdir'
-      ) from e
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    write_json(os.path.join(path, 'config.json'), config)
-    try:
+      with writing(name):
+        lock.truncate(0)
+        lock.write(str(os.getpid()).encode())
+      write_json(os.path.join(path, 'config.json'), config)
       yield path
     except UserError:
       if not before and not trained(path):
@@ -113,23 +116,42 @@ def claim(path: str, config: dict):
       raise
 
 
+def _take(lock, path: str) -> None:
+  """Locks an open file.
+
+  Raises:
+    UserError: another process holds it, or it cannot be locked.
+  """
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as e:
+    lock.seek(0)
+    holder = lock.read().decode(errors='replace').strip()
+    raise UserError(
+      f'{path} is in use by process {holder or "?"}; wait for it to end, or '
+      'choose another --workdir'
+    ) from e
+  except OSError as e:
+    raise UserError(f'cannot lock {lock.name}: {e.strerror}') from e
+
+
 def trained(path: str) -> bool:
   """Whether a run has left something there that another must not touch."""
   checkpoints = os.path.join(path, 'checkpoints')
   if os.path.isdir(checkpoints) and os.listdir(checkpoints):
     return True
   try:
-    with open(os.path.join(path, 'metrics.jsonl'), encoding='utf-8') as f:
+    with open(os.path.join(path, 'metrics.jsonl'), 'rb') as f:
       # The first line is of the network before training.
       return len(f.readlines()) > 1
-  except OSError:
+  except (FileNotFoundError, NotADirectoryError):
     return False
 
 
 def _clear(path: str) -> None:
-  """Removes what a run writes before its first step."""
+  """Removes what a run writes before its first step, as far as it can."""
   for name in ('config.json', 'run.json', 'metrics.jsonl', '.lock'):
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
       os.remove(os.path.join(path, name))
-  with contextlib.suppress(FileNotFoundError):
+  with contextlib.suppress(OSError):
     os.rmdir(os.path.join(path, 'checkpoints'))

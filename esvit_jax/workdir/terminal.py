@@ -14,6 +14,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from esvit_jax.errors import printable
+
 WIDTH = 80  # of tables, on any terminal
 
 
@@ -129,6 +131,9 @@ class Progress:
     """Prints lines of their own, above the bar if there is one."""
     if self.out is None or self.unread:
       return
+    text = '\n'.join(map(printable, text.split('\n')))
+    encoding = getattr(self.out, 'encoding', None) or 'utf-8'
+    text = text.encode(encoding, 'backslashreplace').decode(encoding)
     if self._bar.disable:
       try:
         print(text, file=self.out, flush=True)

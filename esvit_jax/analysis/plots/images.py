@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from esvit_jax import workdir
+
 # From Okabe and Ito's palette, which is safe for colour-blind readers.
 BLUE, ORANGE = '#0072B2', '#E69F00'
 INK, FAINT = '#7A7F87', '#999999'
@@ -46,8 +48,17 @@ def figure(width: float, height: float, pad: float | None = None):
 
 
 def save(figure, path: str) -> None:
-  """Writes a figure without its background."""
-  figure.savefig(path, transparent=True)
+  """Writes a figure without its background.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  from matplotlib.text import Text
+
+  for text in figure.findobj(Text):  # names of classes may hold dollars
+    text.set_parse_math(False)
+  with workdir.writing(path):
+    figure.savefig(path, transparent=True)
 
 
 def draw(ax, image: np.ndarray) -> None:

@@ -7,7 +7,8 @@ recognised becomes a note for the user; what is not is an error.
 """
 
 import dataclasses
-import json
+import os
+import stat
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,11 +19,14 @@ from esvit_jax.weights.handover import NETWORKS
 from esvit_jax.weights.published import arguments, parts
 from esvit_jax.weights.tables import Arrays
 from esvit_jax.weights.torch import file as torch_file
+from esvit_jax.workdir import parse_json
 
 FORMAT = 'esvit_jax'  # the key of our architecture in safetensors' metadata
 OWN = 'esvit_jax'  # the layout of this project's own names
 CENTRES = 'dino_loss.'
 _FROZEN = 'tch_model.'  # the frozen teacher in files of D-MAE
+_LONGEST_HEADER = 2**23  # bytes; each array takes some hundred
+_SPARSE = 16  # a file this many times as large as what is on disk has holes
 # The two networks of MoCo v3 and v1, which share one state_dict.
 _MOCO = {
   'student': ('base_encoder.', 'encoder_q.'),
@@ -77,6 +81,7 @@ def read(path: str, prefix: str | None = None) -> File:
   Raises:
     UserError: the file cannot be read, or its networks not recognised.
   """
+  _check_plain(path)
   if path.endswith('.safetensors'):
     tree, about = _read_safetensors(path)
     return recognise(tree, prefix, path, about)
@@ -117,9 +122,10 @@ def recognise(
 def _read_safetensors(path: str) -> tuple[dict, dict | None]:
   """The arrays, nested as in EsViT's checkpoints, and the description."""
   try:
+    _check_header(path)
     with safetensors.safe_open(path, framework='numpy') as file:
       flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-      about = json.loads((file.metadata() or {}).get(FORMAT, 'null'))
+      about = parse_json((file.metadata() or {}).get(FORMAT, 'null'))
   except FileNotFoundError:
     raise UserError(f'{path!r}: no such file') from None
   except Exception as e:  # the library raises many kinds
@@ -143,6 +149,31 @@ def _read_safetensors(path: str) -> tuple[dict, dict | None]:
     else:
       tree.setdefault('model', {})[key] = value
   return tree, about
+
+
+def _check_plain(path: str) -> None:
+  """Raises UserError for a pipe, a device, or a file with large holes."""
+  try:
+    status = os.stat(path)
+  except (OSError, ValueError):
+    return  # its reader says what is wrong
+  if stat.S_ISDIR(status.st_mode):
+    return
+  if not stat.S_ISREG(status.st_mode):
+    raise UserError(f'{path!r}: it is no file, but a pipe or a device')
+  if status.st_size > _SPARSE * max(512 * status.st_blocks, 2**20):
+    raise UserError(
+      f'{path!r}: it is of {status.st_size / 2**30:.1f} GiB, most of which '
+      'were never written'
+    )
+
+
+def _check_header(path: str) -> None:
+  """Raises ValueError where a header is longer than any description."""
+  with open(path, 'rb') as file:
+    length = int.from_bytes(file.read(8), 'little')
+  if length > _LONGEST_HEADER:
+    raise ValueError(f'its header is of {length} bytes')
 
 
 def _states(tree: dict, notes: list[str]) -> tuple[dict, dict]:
