@@ -5,7 +5,6 @@ and every command that reads it is asked.
 """
 
 import contextlib
-import gc
 import io
 import json
 import os
@@ -139,7 +138,6 @@ def quiet(call: Callable) -> tuple[int, str]:
         contextlib.redirect_stdout(io.StringIO()),
       ):
         code = main.guarded(call)
-        gc.collect()  # tasks that were forgotten complain when they go
     finally:
       file.flush()
       os.dup2(before, 2)

@@ -10,6 +10,7 @@ import collections
 import ctypes
 import errno
 import functools
+import gc
 import io
 import json
 import os
@@ -158,7 +159,13 @@ class Bench:
         Result(str(self.run), knn.get_config(), 'teacher', figures)
       )
 
-    return quiet(command)
+    def patient():
+      try:
+        command()
+      finally:
+        gc.collect()  # tasks that were forgotten complain when they go
+
+    return quiet(patient)
 
   def checksums(self) -> str:
     """Of the arrays of the last step."""
