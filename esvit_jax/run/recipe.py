@@ -15,7 +15,7 @@ from esvit_jax.data import headers
 from esvit_jax.data.statistics import statistics
 from esvit_jax.errors import UserError
 from esvit_jax.run import pace
-from esvit_jax.workdir.jsonfile import flatten
+from esvit_jax.workdir.files import flatten
 
 LEAST_EPOCHS = 10  # that a larger network must be worth
 MOST_EPOCHS = 1600
