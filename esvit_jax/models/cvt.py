@@ -16,6 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from esvit_jax.models.attention import (
+  attention_logits,
+  split_heads,
+  weighted_values,
+)
 from esvit_jax.models.backbone import (
   Backbone,
   Features,
@@ -171,10 +176,8 @@ class WindowAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x, train: bool):
-    B, V, h, w, C = x.shape
-    a, d = self.heads, C // self.heads
+    _, V, h, w, C = x.shape
     window = min(self.window, h, w)
-    n = window**2
     init = linear_init(self.init_scale)
 
     x = pad(x, window)
@@ -189,17 +192,11 @@ class WindowAttention(nn.Module):
     )(x)
     x = BatchNorm(dtype=self.dtype, name='bn')(x, train)
     x = Pointwise(3 * C, init, dtype=self.dtype, name='qkv')(x)
-    x = to_windows([x], window, 0).reshape(B, -1, n, 3, a, d)
-    q, k, v = x[:, :, :, 0], x[:, :, :, 1], x[:, :, :, 2]  # B W n a d
-    logits = C**-0.5 * jnp.einsum(
-      'BWqad,BWkad->BWaqk', q, k, preferred_element_type=jnp.float32
-    )
-    probs = jax.nn.softmax(logits)  # B W a n n
+    q, k, v = split_heads(to_windows([x], window, 0), 3, self.heads)
+    probs = jax.nn.softmax(attention_logits(q, k, C**-0.5))  # B W a n n
     seen = Windows(probs, h, w, window, 0)
     self.sow('intermediates', 'attention', seen)
-    out = jnp.einsum('BWaqk,BWkad->BWqad', probs.astype(self.dtype), v)
-    out = out.reshape(B, -1, n, C)
-    (out,) = from_windows(out, ((V, h, w),), window, 0)
+    (out,) = from_windows(weighted_values(probs, v), ((V, h, w),), window, 0)
     return Pointwise(C, init, dtype=self.dtype, name='proj')(out)
 
 

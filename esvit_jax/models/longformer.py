@@ -11,6 +11,11 @@ import numpy as np
 from flax import linen as nn
 
 from esvit_jax.models import chunks
+from esvit_jax.models.attention import (
+  attention_logits,
+  split_heads,
+  weighted_values,
+)
 from esvit_jax.models.layers import Shape, linear_init, pack, unpack
 from esvit_jax.models.positions import window_index
 from esvit_jax.models.resize import resize_bicubic
@@ -143,20 +148,12 @@ def attend(q, kv, bias, real=None) -> tuple[jax.Array, jax.Array]:
   Returns:
     f[B, W, L, C], and the softmax f32[B, W, a, L, S].
   """
-  a = len(bias)
-  d = q.shape[-1] // a
-  q = q.reshape(*q.shape[:3], a, d)
-  kv = kv.reshape(*kv.shape[:3], 2, a, d)
-  k, v = kv[:, :, :, 0], kv[:, :, :, 1]  # B W S a d
-  logits = d**-0.5 * jnp.einsum(
-    'BWqad,BWkad->BWaqk', q, k, preferred_element_type=jnp.float32
-  )
-  logits += bias[None, None]
+  (q,), (k, v) = split_heads(q, 1, len(bias)), split_heads(kv, 2, len(bias))
+  logits = attention_logits(q, k) + bias[None, None]
   if real is not None:
     logits = jnp.where(real[None, :, None, None], logits, MASKED)
   probs = jax.nn.softmax(logits)
-  out = jnp.einsum('BWaqk,BWkad->BWqad', probs.astype(v.dtype), v)
-  return out.reshape(*out.shape[:3], a * d), probs
+  return weighted_values(probs, v), probs
 
 
 def draw_neighbour(key) -> jax.Array:

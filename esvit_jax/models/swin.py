@@ -15,6 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from esvit_jax.models.attention import (
+  attention_logits,
+  split_heads,
+  weighted_values,
+)
 from esvit_jax.models.backbone import (
   Backbone,
   Features,
@@ -189,8 +194,7 @@ class WindowAttention(nn.Module):
 
   @nn.compact
   def __call__(self, tokens, shapes: tuple[Shape, ...]):
-    B, _, C = tokens.shape
-    a, d, n = self.heads, C // self.heads, self.window**2
+    C, a = tokens.shape[-1], self.heads
     init = linear_init(self.init_scale)
     qkv = nn.Dense(
       3 * C, use_bias=False, kernel_init=init, dtype=self.dtype, name='qkv'
@@ -204,11 +208,8 @@ class WindowAttention(nn.Module):
 
     qkv = to_windows(unpack(qkv, shapes), self.window, self.shift)
     qkv += qkv_bias.astype(self.dtype)[None, None, None]
-    qkv = qkv.reshape(B, -1, n, 3, a, d)
-    q, k, v = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]  # B W n a d
-    logits = d**-0.5 * jnp.einsum(
-      'BWqad,BWkad->BWaqk', q, k, preferred_element_type=jnp.float32
-    )
+    q, k, v = split_heads(qkv, 3, a)  # B W n a d
+    logits = attention_logits(q, k)
     bias = table[window_index(self.window)]  # n n a
     logits += bias.transpose(2, 0, 1)[None, None]
     if self.shift:
@@ -218,8 +219,7 @@ class WindowAttention(nn.Module):
     probs = jax.nn.softmax(logits)  # B W a n n
     seen = Windows(probs, *shapes[0][1:], self.window, self.shift)
     self.sow('intermediates', 'attention', seen)
-    out = jnp.einsum('BWaqk,BWkad->BWqad', probs.astype(self.dtype), v)
-    out = out.reshape(B, -1, n, C)
+    out = weighted_values(probs, v)  # B W n C
     out = pack(from_windows(out, shapes, self.window, self.shift))
     return nn.Dense(C, kernel_init=init, dtype=self.dtype, name='proj')(out)
 

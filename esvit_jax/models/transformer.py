@@ -8,6 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from esvit_jax.models.attention import (
+  attention_logits,
+  split_heads,
+  weighted_values,
+)
 from esvit_jax.models.layers import (
   DropPath,
   Mlp,
@@ -92,17 +97,12 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, tokens, shapes: tuple[Shape, ...]):
     """Tokens [B, T, C] -> the same (None if `logits_only`), and logits."""
-    B, _, C = tokens.shape
-    a, d = self.heads, C // self.heads
     qkv = self._qkv(tokens)
     bias = self._bias()
     outputs, all_logits = [], []
-    for x, (V, n) in zip(unpack(qkv, shapes), shapes):
-      x = x.reshape(B, V, n, 3, a, d)
-      q, k, v = x[:, :, :, 0], x[:, :, :, 1], x[:, :, :, 2]  # B V n a d
-      logits = d**-0.5 * jnp.einsum(
-        'BVqad,BVkad->BVaqk', q, k, preferred_element_type=jnp.float32
-      )
+    for x in unpack(qkv, shapes):
+      q, k, v = split_heads(x, 3, self.heads)  # B V n a d
+      logits = attention_logits(q, k)
       if bias is not None:
         logits += bias[None, None]
       if self.axis_side:
@@ -113,12 +113,11 @@ class Attention(nn.Module):
         continue
       probs = jax.nn.softmax(logits)  # B V a n n
       self.sow('intermediates', 'attention', probs)
-      out = jnp.einsum('BVaqk,BVkad->BVqad', probs.astype(self.dtype), v)
-      outputs.append(out.reshape(B, V, n, C))
+      outputs.append(weighted_values(probs, v))
     if self.logits_only:
       return None, tuple(all_logits)
     proj = nn.Dense(
-      C,
+      tokens.shape[-1],
       kernel_init=linear_init(self.init_scale, depth=self.depth),
       dtype=self.dtype,
       name='proj',
