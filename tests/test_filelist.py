@@ -38,6 +38,16 @@ def test_paths_without_endings_and_labels_with_spaces(tmp_path):
   assert [both[i]['label'] for i in range(3)] == [2, 1, 2]
 
 
+def test_paths_with_spaces(tmp_path):
+  """And the mark that some editors put before the first line."""
+  text = '\ufeffmy cat 0.PNG tabby cat\nb.png\t1 dog\nno ending\n'
+  split = make(tmp_path, {'train': text})
+  Image.new('L', (5, 4), 99).save(tmp_path / 'my cat 0.PNG')
+  train = split('train')
+  assert train.classes == ['1 dog', 'ending', 'tabby cat']
+  assert train[0]['image'].max() == 99
+
+
 def test_numbers_are_sorted_as_numbers(tmp_path):
   split = make(tmp_path, {'train': '0.png 10\n1.png 9\n2.png 1'})
   assert split('train').classes == ['1', '9', '10']

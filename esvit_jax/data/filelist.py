@@ -2,15 +2,20 @@
 
 import os
 import pathlib
+import re
 
 import numpy as np
 
-from esvit_jax.data import guard, splits, tables
+from esvit_jax.data import formats, guard, splits, tables
 from esvit_jax.data.source import Source
 from esvit_jax.errors import UserError
 
 _ENDINGS = ('', '.jpg', '.jpeg', '.png')
 _TABLES = ', '.join(tables.ENDINGS)
+# Paths may hold spaces.
+_PATH = re.compile(
+  rf'(.+?\.(?:{"|".join(formats.ENDINGS)}))(?:\s+(.*)|$)', re.I
+)
 _FOLDERS = ('', 'images')
 
 
@@ -120,11 +125,20 @@ def _read(path: pathlib.Path) -> list[tuple[str, str]]:
   """(path, label or '') of each line that is not empty."""
   try:
     # Names of files are bytes, and need not be UTF-8.
-    text = path.read_text(encoding='utf-8', errors='surrogateescape')
+    text = path.read_text(encoding='utf-8-sig', errors='surrogateescape')
   except OSError as e:
     raise UserError(f'cannot read the file list {path} ({e})') from None
-  parts = [line.split(maxsplit=1) for line in text.splitlines()]
-  return [(p[0], p[1].strip() if p[1:] else '') for p in parts if p]
+  return [_parts(line) for line in text.splitlines() if line.strip()]
+
+
+def _parts(line: str) -> tuple[str, str]:
+  """'my cat.jpg tabby cat' -> ('my cat.jpg', 'tabby cat')."""
+  path, _, label = line.strip().partition('\t')
+  if label:
+    return path, label.strip()
+  # A path ends with the first ending of an image, or at the first space.
+  match = _PATH.match(path) or re.match(r'(\S+)\s*(.*)', path)
+  return match[1], (match[2] or '').strip()
 
 
 def _order(labels):
