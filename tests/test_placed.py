@@ -26,7 +26,7 @@ def test_an_image_is_a_function_of_seed_split_and_index():
 
 def test_labels_are_those_of_the_embedded_set_and_balanced():
   source = opened()
-  garments = embedded.open_split('', 'test', None, None, 1)
+  garments = embedded.open_split(data.Request(split='test', channels=1))
   assert (source.labels == garments.labels).all()
   assert [source[i]['label'] for i in range(5)] == list(source.labels[:5])
   share = np.bincount(source.labels) / len(source)

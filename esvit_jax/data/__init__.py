@@ -35,7 +35,7 @@ from esvit_jax.data.crops import MARGIN, center_cropped, enlarged
 from esvit_jax.data.fewshot import balanced
 from esvit_jax.data.pipeline import Feed, Pipeline, epoch
 from esvit_jax.data.segmentation import zero_is_void
-from esvit_jax.data.source import Source, spread
+from esvit_jax.data.source import Request, Source, spread
 from esvit_jax.data.subset import (
   hold_out,
   labelled,
@@ -49,9 +49,8 @@ from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.data.videos import Video, open_videos
 from esvit_jax.errors import UserError, require_local
 
-# Each has split_names(place, data_dir) and open_split(place, split, data_dir,
-# canvas, channels), where `place` is what stands after the colon of
-# 'folder:/path'.
+# Each has split_names(place, data_dir), where `place` is what stands after the
+# colon of 'folder:/path', and open_split(request).
 SOURCES = {
   'embedded': embedded,
   'folder': folder,
@@ -78,6 +77,7 @@ __all__ = [
   'SOURCES',
   'Feed',
   'Pipeline',
+  'Request',
   'Source',
   'Unreadable',
   'Video',
@@ -134,12 +134,10 @@ def open_source(
   if zero not in ('class', 'void'):
     raise UserError(f"data.zero is {zero!r}: use 'class' or 'void'")
   canvas = _canvas(config.get('canvas'))
+  data_dir = require_local(config.get('data_dir') or '', 'data.data_dir')
+  split = split or config.get('split') or 'train'
   source = module.open_split(
-    place,
-    split or config.get('split') or 'train',
-    require_local(config.get('data_dir') or '', 'data.data_dir') or None,
-    canvas,
-    channels,
+    Request(place, split, data_dir or None, canvas, channels)
   )
   if zero == 'void' and source.segmentation:
     segmentation = zero_is_void(source.segmentation)

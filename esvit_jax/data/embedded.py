@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from esvit_jax.data import splits
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 
 _FILE = pathlib.Path(__file__).with_name('fashion_mnist.npz')
 _CLASSES = (
@@ -27,16 +27,10 @@ def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
   return ('train', 'test')
 
 
-def open_split(
-  place: str,
-  split: str,
-  data_dir: str | None,
-  canvas: tuple[int, int] | None,
-  channels: int | None,
-) -> Source:
+def open_split(request: Request) -> Source:
   """Opens 'train' (10,000 images) or 'test' (2,000), 28x28 and grey."""
-  names = split_names(place, data_dir)
-  split = splits.require('the embedded set', split, names)
+  names = split_names(request.place, request.data_dir)
+  split = splits.require('the embedded set', request.split, names)
   with np.load(_FILE) as arrays:
     images = arrays[f'{split}_image'][..., None]  # N h w 1
     labels = arrays[f'{split}_label'].astype(np.int32)
@@ -47,7 +41,7 @@ def open_split(
     classes=_CLASSES,
     read=lambda i: (images[i], int(labels[i])),
     where=lambda i: f'{split}[{i}]',
-    canvas=canvas or images.shape[1:3],
-    channels=channels or 1,
+    canvas=request.canvas or images.shape[1:3],
+    channels=request.channels or 1,
     labels=labels,
   )

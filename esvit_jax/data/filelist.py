@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from esvit_jax.data import formats, guard, splits, tables
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 from esvit_jax.errors import UserError
 
 _ENDINGS = ('', '.jpg', '.jpeg', '.png')
@@ -24,13 +24,7 @@ def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
   return tuple(_lists(pathlib.Path(place).expanduser()))
 
 
-def open_split(
-  place: str,
-  split: str,
-  data_dir: str | None,
-  canvas: tuple[int, int] | None,
-  channels: int | None,
-) -> Source:
+def open_split(request: Request) -> Source:
   """Opens the images that PLACE/SPLIT.txt, .csv, .tsv or .jsonl lists.
 
   A line of text is a path, then (or not) its label, any text; tables name the
@@ -39,17 +33,14 @@ def open_split(
   numbered in sorted order (as numbers, if all are) over all the lists.
 
   Args:
-    place: the folder, or one table; without a column of splits it is 'train'.
-    split: name of the list; 'train+val' is one after the other.
-    data_dir: unused.
-    canvas: (height, width), or None.
-    channels: of the images; None means 3.
+    request: its place is the folder, or one table, which is the split 'train'
+      without a column of splits; split 'train+val' is one after the other.
 
   Raises:
     UserError: no such list, no images in it, some lines without a label.
   """
-  del data_dir
-  root = pathlib.Path(place).expanduser()
+  split = request.split
+  root = pathlib.Path(request.place).expanduser()
   lists = _lists(root)
   lines = []
   for part in split.split('+'):
@@ -90,8 +81,8 @@ def open_split(
     classes=names or None,
     read=read,
     where=where,
-    canvas=canvas,
-    channels=channels or 3,
+    canvas=request.canvas,
+    channels=request.channels or 3,
     upright=True,
     labels=np.array(labels, np.int32),
   )

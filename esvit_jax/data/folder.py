@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from esvit_jax.data import guard, layout
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 from esvit_jax.errors import UserError
 
 
@@ -13,26 +13,16 @@ def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
   return tuple(layout.layout(Folder(place)).splits)
 
 
-def open_split(
-  place: str,
-  split: str,
-  data_dir: str | None,
-  canvas: tuple[int, int] | None,
-  channels: int | None,
-) -> Source:
+def open_split(request: Request) -> Source:
   """Opens the images below a folder by the rules of `layout.open_tree`.
 
   Args:
-    place: path of the folder.
-    split: name of the split.
-    data_dir: unused.
-    canvas: (height, width), or None.
-    channels: of the images; None means 3.
+    request: its place is the path of the folder.
 
   Raises:
     UserError: no such folder or split, or no image in it.
   """
-  return layout.open_tree(Folder(place), split, canvas, channels)
+  return layout.open_tree(Folder(request.place), request)
 
 
 class Folder:

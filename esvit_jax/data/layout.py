@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from esvit_jax.data import formats, splits
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 from esvit_jax.errors import UserError
 
 # Files that systems leave everywhere.
@@ -97,12 +97,7 @@ def _unpacked(tree: Tree, top: str) -> str:
   return top
 
 
-def open_tree(
-  tree: Tree,
-  split: str,
-  canvas: tuple[int, int] | None,
-  channels: int | None,
-) -> Source:
+def open_tree(tree: Tree, request: Request) -> Source:
   """Opens the images of one split of a tree, in sorted order.
 
   A folder whose sub-folders are named as splits (`splits.NAMES`, in any case)
@@ -112,15 +107,13 @@ def open_tree(
 
   Args:
     tree: a folder or an archive.
-    split: name of the split.
-    canvas: (height, width), or None.
-    channels: of the images; None means 3.
+    request: its place has become the tree.
 
   Raises:
     UserError: no such split, or no image in it.
   """
   root, folders, stray = layout(tree)
-  split = _require_split(tree, split, folders)
+  split = _require_split(tree, request.split, folders)
   top = folders[split]
   where_top = os.path.join(tree.path, top) if top else tree.path
   classes_of = {name: _classes(tree, each) for name, each in folders.items()}
@@ -151,8 +144,8 @@ def open_tree(
     classes=classes,
     read=_reader(tree, top, paths, labels),
     where=lambda i: os.path.join(where_top, paths[i]),
-    canvas=canvas,
-    channels=channels or 3,
+    canvas=request.canvas,
+    channels=request.channels or 3,
     labels=np.array(labels, np.int32),
     upright=True,
     notes=tuple(notes),

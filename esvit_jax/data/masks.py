@@ -6,7 +6,7 @@ import numpy as np
 
 from esvit_jax.data import formats, guard, splits
 from esvit_jax.data.segmentation import VOID, Segmentation
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 from esvit_jax.errors import UserError
 
 _INDICES = ('1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L')  # PIL's modes
@@ -19,13 +19,7 @@ def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
   return tuple(sorted(filter(splits.kind, names))) or ('train',)
 
 
-def open_split(
-  place: str,
-  split: str,
-  data_dir: str | None,
-  canvas: tuple[int, int] | None,
-  channels: int | None,
-) -> Source:
+def open_split(request: Request) -> Source:
   """Opens the pairs PATH/images/SPLIT/NAME.jpg and PATH/masks/SPLIT/NAME.png.
 
   Without a folder PATH/images/train all images are the split 'train'. Names of
@@ -34,15 +28,12 @@ def open_split(
   mask are left out, and the source's name says how many.
 
   Args:
-    place: PATH.
-    split: a name of `splits.NAMES`.
-    data_dir: unused.
-    canvas: (height, width), or None to fit what the folder holds.
-    channels: 1 or 3; None means 3.
+    request: its place is PATH, its channels are 1 or 3.
 
   Raises:
     UserError: a folder or the split is missing, or no image has a mask.
   """
+  place = request.place
   root = pathlib.Path(place).expanduser()
   for name in ('images', 'masks'):
     if not (root / name).is_dir():
@@ -50,7 +41,11 @@ def open_split(
         f'masks:{place}: there is no folder {str(root / name)!r}; images go to '
         'images/SPLIT/NAME.jpg and their masks to masks/SPLIT/NAME.png'
       )
-  split = splits.require(f'masks:{place}', split, split_names(place, data_dir))
+  split = splits.require(
+    f'masks:{place}',
+    request.split,
+    split_names(place, request.data_dir),
+  )
   part = split if (root / 'images' / split).is_dir() else ''
   images, endings = {}, formats.endings()
   for path in sorted((root / 'images' / part).rglob('*')):
@@ -84,8 +79,8 @@ def open_split(
     classes=None,
     read=read,
     where=lambda i: str(pairs[i][0]),
-    canvas=canvas,
-    channels=channels or 3,
+    canvas=request.canvas,
+    channels=request.channels or 3,
     segmentation=Segmentation(_classes(root), lambda i: read_mask(pairs[i][1])),
   )
 

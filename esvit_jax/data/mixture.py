@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from esvit_jax.data import splits
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 from esvit_jax.errors import UserError
 
 _PART = re.compile(r'(.+?)\*(\d+\.?\d*|\.\d+)(?:\+|$)')
@@ -51,28 +51,20 @@ class Mixture:
       name for name in first if all(splits.match(name, x) for x in others)
     )
 
-  def open_split(
-    self,
-    place: str,
-    split: str,
-    data_dir: str | None,
-    canvas: tuple[int, int] | None,
-    channels: int | None,
-  ) -> Source:
+  def open_split(self, request: Request) -> Source:
     """Opens all parts, one after the other in one source.
 
     Classes of one name are one class; they are those of the first part where
     all have the same, else all names, sorted.
 
     Args:
-      place: unused.
-      split, data_dir, canvas, channels: as for each part.
+      request: to each part, with a place of its own.
 
     Raises:
       UserError: as a part, or one has several labels an image or masks.
     """
     opened = [
-      part.module.open_split(part.place, split, data_dir, canvas, channels)
+      part.module.open_split(request._replace(place=part.place))
       for part in self._members
     ]
     for source in opened:
@@ -127,6 +119,7 @@ def joined(sources: Sequence[Source], weights: Sequence[float]) -> Source:
     canvas=_canvas(sources),
     channels=_channels(sources),
     labels=labels,
+    label_bytes=sum(source.label_bytes for source in sources),
     upright=any(source.upright for source in sources),
     notes=tuple(notes),
     part=part,

@@ -11,7 +11,7 @@ import numpy as np
 
 from esvit_jax.data import cache, guard, shards, splits
 from esvit_jax.data.progress import Progress
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
 
@@ -25,13 +25,7 @@ def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
   return tuple(shards.by_split(shards.expand(place, _ENDINGS)))
 
 
-def open_split(
-  place: str,
-  split: str,
-  data_dir: str | None,
-  canvas: tuple[int, int] | None,
-  channels: int | None,
-) -> Source:
+def open_split(request: Request) -> Source:
   """Opens the rows of parquet files, in order.
 
   A column of images holds bytes, or {bytes, path} where one may be missing;
@@ -40,18 +34,15 @@ def open_split(
   (`cache.directory`), from where each is read alone.
 
   Args:
-    place: a file, a folder, or a pattern, see `shards.expand`.
-    split: told by the names of the files, see `shards.by_split`.
-    data_dir: unused.
-    canvas: (height, width), or None.
-    channels: of the images; None means 3.
+    request: its place is a file, a folder, or a pattern, see `shards.expand`;
+      names of files tell splits, see `shards.by_split`.
 
   Raises:
     UserError: a file is missing or no parquet, there is no such split, no
       column of images, or too little space for the copy.
   """
-  by_split = shards.by_split(shards.expand(place, _ENDINGS))
-  split = splits.require(f'hf:{place}', split, tuple(by_split))
+  by_split = shards.by_split(shards.expand(request.place, _ENDINGS))
+  split = splits.require(f'hf:{request.place}', request.split, tuple(by_split))
   schemas = {
     path: cache.kept(path, 'columns', lambda path=path: _columns(path))
     for paths in by_split.values()
@@ -98,14 +89,14 @@ def open_split(
     return image, int(labels[i])
 
   return Source(
-    name=f'hf {place}',
+    name=f'hf {request.place}',
     split=split,
     count=len(spans),
     classes=classes or None,
     read=read,
     where=lambda i: f'{paths[file[i]]}#{row[i]}',
-    canvas=canvas,
-    channels=channels or 3,
+    canvas=request.canvas,
+    channels=request.channels or 3,
     labels=labels,
     upright=True,
   )

@@ -11,7 +11,7 @@ import functools
 import numpy as np
 
 from esvit_jax.data import embedded, scenes, splits
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 
 SIDE = 28  # pixels, unless data.canvas asks for another
 FACTOR = (0.4, 0.8)  # of the shorter side, log-uniform
@@ -22,30 +22,22 @@ def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
   return embedded.split_names(place, data_dir)
 
 
-def open_split(
-  place: str,
-  split: str,
-  data_dir: str | None,
-  canvas: tuple[int, int] | None,
-  channels: int | None,
-) -> Source:
+def open_split(request: Request) -> Source:
   """Opens 'train' (10,000 images) or 'test' (2,000, of other garments).
 
   Args:
-    place: seed, a whole number; '' means 0.
-    split: 'train' or 'test'.
-    data_dir: unused.
-    canvas: size of the images, (height, width); None means 28 x 28.
-    channels: 1 or 3; None means 1.
+    request: its place is a seed, by default 0, its split 'train' or 'test', its
+      canvas the size of the images, by default 28 x 28.
 
   Raises:
     UserError: no such split, or the seed is no number.
   """
-  names = split_names(place, data_dir)
-  split = splits.require('the placed set', split, names)
+  place = request.place
+  names = split_names(place, request.data_dir)
+  split = splits.require('the placed set', request.split, names)
   seed = scenes.checked_seed(place, 'placed')
-  garments = embedded.open_split('', split, None, None, 1)
-  size = canvas or (SIDE, SIDE)
+  garments = embedded.open_split(Request(split=split, channels=1))
+  size = request.canvas or (SIDE, SIDE)
   number = names.index(split)
 
   @functools.cache  # 0.2 ms to compose, 0.8 kB to keep
@@ -62,7 +54,7 @@ def open_split(
     read=lambda i: (image(i), int(garments.labels[i])),
     where=lambda i: f'{split}[{i}]',
     canvas=size,
-    channels=channels or 1,
+    channels=request.channels or 1,
     labels=garments.labels,
   )
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from esvit_jax.data import embedded, splits
 from esvit_jax.data.segmentation import VOID, Segmentation
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 from esvit_jax.errors import UserError
 
 SIDE = 96  # pixels, unless data.canvas asks for another
@@ -44,37 +44,31 @@ def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
   return tuple(COUNTS)
 
 
-def open_split(
-  place: str,
-  split: str,
-  data_dir: str | None,
-  canvas: tuple[int, int] | None,
-  channels: int | None,
-) -> Source:
+def open_split(request: Request) -> Source:
   """Opens 'train' (4,000 scenes) or 'test' (500, of other garments).
 
   Of pixels class 0 is the ground, 1 to 10 are the garments. An image is of the
   garments it shows; one that is only left out is not counted.
 
   Args:
-    place: seed, a whole number; '' means 0.
-    split: 'train' or 'test'.
-    data_dir: unused.
-    canvas: size of the scenes, (height, width); None means 96 x 96.
-    channels: 1 or 3; None means 1.
+    request: its place is a seed, by default 0, its split 'train' or 'test', its
+      canvas the size of the scenes, by default 96 x 96.
 
   Raises:
     UserError: no such split, the seed is no number, the canvas is too small.
   """
-  split = splits.require('scenes', split, split_names(place, data_dir))
+  place = request.place
+  split = splits.require(
+    'scenes', request.split, split_names(place, request.data_dir)
+  )
   seed = checked_seed(place)
-  size = canvas or (SIDE, SIDE)
+  size = request.canvas or (SIDE, SIDE)
   largest = round(28 * FACTOR[1])
   if min(size) < largest:
     raise UserError(
       f'data.canvas {size}: scenes take at least {largest} pixels a side'
     )
-  garments = embedded.open_split('', split, None, None, 1)
+  garments = embedded.open_split(Request(split=split, channels=1))
   number = tuple(COUNTS).index(split)
 
   @functools.lru_cache(maxsize=64)
@@ -90,7 +84,7 @@ def open_split(
     read=lambda i: scene(i)[::2],
     where=lambda i: f'{split}[{i}]',
     canvas=size,
-    channels=channels or 1,
+    channels=request.channels or 1,
     multi_label=True,
     segmentation=Segmentation(
       (GROUND, *garments.classes), lambda i: scene(i)[1]

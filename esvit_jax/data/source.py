@@ -2,13 +2,32 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from esvit_jax.data import decode, depth
 from esvit_jax.data import segmentation as segmentation_lib
 from esvit_jax.data.unreadable import Unreadable
+
+
+class Request(NamedTuple):
+  """What a config asks of a source.
+
+  Attributes:
+    place: what stands after the colon of 'folder:/path'.
+    split: name of the split.
+    data_dir: where tfds keeps its sets; None means $TFDS_DATA_DIR or
+      ~/tensorflow_datasets.
+    canvas: (height, width) in pixels; None fits the images.
+    channels: of the images; None takes what the source has.
+  """
+
+  place: str = ''
+  split: str = 'train'
+  data_dir: str | None = None
+  canvas: tuple[int, int] | None = None
+  channels: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 
 from esvit_jax.data import layout, shards
 from esvit_jax.data.members import Members
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 from esvit_jax.data.tar_index import Tars
 
 
@@ -13,27 +13,18 @@ def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
   return tuple(layout.layout(Tar(place)).splits)
 
 
-def open_split(
-  place: str,
-  split: str,
-  data_dir: str | None,
-  canvas: tuple[int, int] | None,
-  channels: int | None,
-) -> Source:
+def open_split(request: Request) -> Source:
   """Opens the images in tar files by the rules of `layout.open_tree`.
 
   Args:
-    place: a file, a folder of them, or a pattern, see `shards.expand`.
-    split: name of the split.
-    data_dir: unused.
-    canvas: (height, width), or None.
-    channels: of the images; None means 3.
+    request: its place is a file, a folder of them, or a pattern, see
+      `shards.expand`.
 
   Raises:
     UserError: a file is missing or no tar, there is no such split, or no image
       in it.
   """
-  return layout.open_tree(Tar(place), split, canvas, channels)
+  return layout.open_tree(Tar(request.place), request)
 
 
 class Tar:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from esvit_jax.data import splits
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 from esvit_jax.data.tfrecord import TFRecords
 from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
@@ -22,33 +22,24 @@ def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
   return tuple(_builder(place, data_dir).info.splits)
 
 
-def open_split(
-  place: str,
-  split: str,
-  data_dir: str | None,
-  canvas: tuple[int, int] | None,
-  channels: int | None,
-) -> Source:
+def open_split(request: Request) -> Source:
   """Opens a prepared set, in the formats tfrecord and array_record.
 
   Args:
-    place: 'name', 'name/config', either with ':version' behind; by default the
-      newest version of the only config that is prepared.
-    split: any split of tfds: 'train', 'train[10%:50%]', 'train+validation'.
-    data_dir: where tfds keeps its sets; None means $TFDS_DATA_DIR or
-      ~/tensorflow_datasets.
-    canvas: (height, width), or None.
-    channels: of the images; None takes what the set says.
+    request: its place is 'name' or 'name/config', either with ':version'
+      behind; by default the newest version of the only config that is
+      prepared. Its split is any of tfds: 'train', 'train[10%:50%]',
+      'train+validation'.
 
   Raises:
     UserError: the set is not prepared, damaged, or holds no images.
   """
-  builder = _builder(place, data_dir)
+  builder = _builder(request.place, request.data_dir)
   import tensorflow_datasets as tfds
 
   info = builder.info
-  title = f'tfds set {place!r}'
-  split = splits.match(split, tuple(info.splits)) or split
+  title = f'tfds set {request.place!r}'
+  split = splits.match(request.split, tuple(info.splits)) or request.split
   instructions = _instructions(title, info, split)
   records = _records(title, builder, split, instructions)
   # Of the features only the two we want are parsed.
@@ -91,8 +82,8 @@ def open_split(
     classes=classes,
     read=read,
     where=where,
-    canvas=canvas,
-    channels=channels or (1 if wanted['image'].shape[-1] == 1 else 3),
+    canvas=request.canvas,
+    channels=request.channels or (1 if wanted['image'].shape[-1] == 1 else 3),
     multi_label=multi_label,
     label_bytes=_bytes(instructions),
   )

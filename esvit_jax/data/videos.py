@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from esvit_jax.data import decode, embedded, guard, masks, scenes
+from esvit_jax.data.source import Request
 from esvit_jax.errors import UserError
 
 CLIPS = 40
@@ -74,7 +75,7 @@ def clips(seed: int, channels: int) -> Videos:
   A clip is a pure function of (seed, index): 12 frames of 96 x 96 px, motion
   along straight lines, over drifting grain, cut at the border.
   """
-  garments = embedded.open_split('', 'test', None, None, 1)
+  garments = embedded.open_split(Request(split='test', channels=1))
 
   def read(i):
     rng = np.random.default_rng([seed, i])

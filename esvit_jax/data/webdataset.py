@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from esvit_jax.data import formats, shards, splits
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 from esvit_jax.data.tar_index import Tars
 from esvit_jax.errors import UserError
 
@@ -15,13 +15,7 @@ def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
   return tuple(shards.by_split(shards.expand(place, ('.tar',))))
 
 
-def open_split(
-  place: str,
-  split: str,
-  data_dir: str | None,
-  canvas: tuple[int, int] | None,
-  channels: int | None,
-) -> Source:
+def open_split(request: Request) -> Source:
   """Opens the samples of shards, in the order of the shards.
 
   The members KEY.ENDING of one KEY are one sample. One of them is an image;
@@ -30,18 +24,16 @@ def open_split(
   from class 0, or else are their numbers.
 
   Args:
-    place: '/data/{0000..0146}.tar', a folder, or a pattern with *.
-    split: told by the names of the shards, see `shards.by_split`.
-    data_dir: unused.
-    canvas: (height, width), or None.
-    channels: of the images; None means 3.
+    request: its place is '/data/{0000..0146}.tar', a folder, or a pattern with
+      *; names of shards tell splits, see `shards.by_split`.
 
   Raises:
     UserError: a shard is missing or no tar, there is no such split, no image
       in it, or a label has no name.
   """
+  place = request.place
   by_split = shards.by_split(shards.expand(place, ('.tar',)))
-  split = splits.require(f'wds:{place}', split, tuple(by_split))
+  split = splits.require(f'wds:{place}', request.split, tuple(by_split))
   tars = Tars(by_split[split])
   members, texts, left_out = _samples(tars)
   if not members:
@@ -65,8 +57,8 @@ def open_split(
     classes=classes,
     read=lambda i: (tars.read(members[i]), int(labels[i])),
     where=lambda i: tars.where(members[i]),
-    canvas=canvas,
-    channels=channels or 3,
+    canvas=request.canvas,
+    channels=request.channels or 3,
     labels=labels,
     upright=True,
     notes=tuple(notes),

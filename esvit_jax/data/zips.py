@@ -5,7 +5,7 @@ import zipfile
 
 from esvit_jax.data import layout, shards
 from esvit_jax.data.members import Members, links_note
-from esvit_jax.data.source import Source
+from esvit_jax.data.source import Request, Source
 from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
 
@@ -15,26 +15,16 @@ def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
   return tuple(layout.layout(Zip(place)).splits)
 
 
-def open_split(
-  place: str,
-  split: str,
-  data_dir: str | None,
-  canvas: tuple[int, int] | None,
-  channels: int | None,
-) -> Source:
+def open_split(request: Request) -> Source:
   """Opens the images in a zip file by the rules of `layout.open_tree`.
 
   Args:
-    place: path of the file.
-    split: name of the split.
-    data_dir: unused.
-    canvas: (height, width), or None.
-    channels: of the images; None means 3.
+    request: its place is the path of the file.
 
   Raises:
     UserError: it is no zip file, has no such split, or no image in it.
   """
-  return layout.open_tree(Zip(place), split, canvas, channels)
+  return layout.open_tree(Zip(request.place), request)
 
 
 class Zip:
