@@ -46,9 +46,11 @@ setup(
     'parquet': ['pyarrow'],
     'gpu': ['jax[cuda13]>=0.10.2'],
     'tpu': ['jax[tpu]>=0.10.2'],
+    'detection': ['pycocotools'],
     'tensorboard': ['tensorflow', 'tensorboard'],
     'dev': [
-      *('pillow-heif', 'pyarrow', 'pytest', 'pytest-xdist', 'ruff'),
+      *('pillow-heif', 'pyarrow', 'pycocotools'),
+      *('pytest', 'pytest-xdist', 'ruff'),
       'scikit-learn',
     ],
   },

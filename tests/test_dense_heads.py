@@ -117,10 +117,10 @@ def test_vitdet(name):
       'mlp': {k: dense(f'{at}.mlp.{k}') for k in ('fc1', 'fc2')},
     }
   module = vitdet.ViTDet(
-    p['embed_dim'],
-    p['depth'],
-    p['num_heads'],
-    p['patch_size'],
+    dim=p['embed_dim'],
+    depth=p['depth'],
+    heads=p['num_heads'],
+    patch=p['patch_size'],
     image_size=p['pretrain_img_size'],
     detect_size=p['img_size'],
     window=p['window_size'],

@@ -50,7 +50,7 @@ LAW = {
     'jax numpy flax',
   ),
   'dense': ('augment models', 'jax numpy scipy'),
-  'detection': ('', 'jax numpy'),
+  'detection': ('', 'jax numpy pycocotools'),
   'evals': ('augment models data sharding', 'jax numpy optax'),
   'weights': ('models workdir state', 'jax numpy flax safetensors'),
   'losses': ('models', 'jax numpy'),
@@ -60,7 +60,7 @@ LAW = {
   'data': (
     '',
     'numpy scipy grain tensorflow_datasets PIL simplejpeg tifffile imagecodecs '
-    'pillow_heif pyarrow array_record',
+    'pillow_heif pyarrow array_record pycocotools',
   ),
   'optim': ('schedules', 'jax numpy optax'),
   'schedules': ('', 'jax numpy'),
@@ -94,6 +94,7 @@ OWNED = {
 LAZY = {
   *('grain', 'tensorflow_datasets', 'PIL', 'simplejpeg', 'clu'),
   *('tifffile', 'imagecodecs', 'pillow_heif', 'pyarrow', 'array_record'),
+  'pycocotools',
 }
 
 

@@ -65,6 +65,7 @@ def sampling_matrix(
   flip: jax.Array | bool = False,
   bilinear: jax.Array | bool = False,
   made: jax.Array | None = None,
+  skip: jax.Array | int = 0,
 ) -> jax.Array:
   """Antialiased resampling of one axis, as PIL's `crop` then `resize`.
 
@@ -80,12 +81,13 @@ def sampling_matrix(
     bilinear: whether the filter is the triangle instead of the cubic.
     made: number of pixels that the box becomes, i32[]; by default all of
       `out`. What lies past it repeats the border.
+    skip: pixels of these before the first of the output, i32[].
 
   Returns:
     Weights f32[out, canvas]; each row sums to one.
   """
   made = out if made is None else made
-  i = jnp.minimum(jnp.arange(out), made - 1)
+  i = jnp.minimum(jnp.arange(out) + skip, made - 1)
   i = jnp.where(flip, made - 1 - i, i).astype(jnp.float32)
   j = jnp.arange(canvas) - start
   step = length.astype(jnp.float32) / made

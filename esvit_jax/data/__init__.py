@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from esvit_jax.data import (
+  coco,
   depth,
   embedded,
   filelist,
@@ -52,6 +53,7 @@ from esvit_jax.errors import UserError, require_local
 # Each has split_names(place, data_dir), where `place` is what stands after the
 # colon of 'folder:/path', and open_split(request).
 SOURCES = {
+  'coco': coco,
   'embedded': embedded,
   'folder': folder,
   'hf': parquet,
@@ -68,7 +70,7 @@ SOURCES = {
 KNOWN = (
   "'embedded', 'placed', 'scenes', 'folder:/path', 'zip:/path.zip', "
   "'tar:/path.tar', 'wds:/path/{000..146}.tar', 'hf:/path', 'list:/path', "
-  "'masks:/path' or 'tfds:name'"
+  "'masks:/path', 'coco:/path' or 'tfds:name'"
 )
 
 __all__ = [
@@ -115,6 +117,7 @@ def open_source(
       the number of bands),
       `zero` (of masks: 'class', or 'void' where classes begin with 1),
       `max_pixels` (height x width that a file may declare, `guard.check`),
+      `objects` (how many of an image are read; 0: none, and none are known),
       `value_range` (of deep images, see `depth.Scale`) and `exif_orientation`
       (True), which is applied to folders and lists of files.
     split: used instead of the config's.
@@ -142,6 +145,9 @@ def open_source(
   if zero == 'void' and source.segmentation:
     segmentation = zero_is_void(source.segmentation)
     source = dataclasses.replace(source, segmentation=segmentation)
+  most, objects = config.get('objects') or 0, source.objects
+  objects = objects._replace(most=most) if objects and most else None
+  source = dataclasses.replace(source, objects=objects)
   if config.get('exif_orientation') is False:
     source = dataclasses.replace(source, upright=False)
   return headers.fit(

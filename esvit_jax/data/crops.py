@@ -25,7 +25,11 @@ def center_cropped(source: Source, size: int) -> Source:
     longest = max((max(x) for x in sizes(source)), default=0)
   shorter = round(MARGIN * size) if longest >= MARGIN * size else size
   return dataclasses.replace(
-    source, canvas=(size, size), shorter=shorter, segmentation=None
+    source,
+    canvas=(size, size),
+    shorter=shorter,
+    segmentation=None,
+    objects=None,
   )
 
 

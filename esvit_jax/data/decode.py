@@ -94,12 +94,29 @@ def fit_labels(
   """
   if labels.shape == shape:
     return labels
-  scale = _scale(*labels.shape, canvas)
   rows, columns = (
-    _nearest(n, n * min(1, side / max(1, round(n * scale))), made)
-    for n, side, made in zip(labels.shape, canvas, shape)
+    _nearest(n, first, length, made)
+    for n, (first, length), made in zip(
+      labels.shape, kept(labels.shape, canvas), shape
+    )
   )
   return labels[rows[:, None], columns[None]]
+
+
+def kept(
+  size: tuple[int, int], canvas: tuple[int, int]
+) -> list[tuple[float, float]]:
+  """What `decode` keeps of each side of an image: (first, how many) pixels.
+
+  Args:
+    size: of the image as it is stored.
+    canvas: that it is decoded for.
+  """
+  scale = _scale(*size, canvas)
+  lengths = [
+    n * min(1, side / max(1, round(n * scale))) for n, side in zip(size, canvas)
+  ]
+  return [((n - k) // 2, k) for n, k in zip(size, lengths)]
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -224,10 +241,9 @@ def _fit(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
   return _resize(image, new_h, new_w, box, reducing_gap=2.0)
 
 
-def _nearest(n: int, kept: float, made: int) -> np.ndarray:
-  """Which of n pixels stand for the middle `kept` of them made `made`."""
-  first = (n - kept) // 2
-  middles = first + (np.arange(made) + 0.5) * kept / made
+def _nearest(n: int, first: float, length: float, made: int) -> np.ndarray:
+  """Which of n pixels stand for `length` of them, from `first`, made `made`."""
+  middles = first + (np.arange(made) + 0.5) * length / made
   # Halfway between two pixels the first is taken.
   return np.clip(np.ceil(middles - 1), 0, n - 1).astype(int)
 

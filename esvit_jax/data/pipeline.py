@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from esvit_jax.data.segmentation import VOID
 from esvit_jax.data.source import Source, tolerable
 from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
@@ -36,6 +35,9 @@ class Pipeline:
   A batch holds image u8[b,H,W,C] (top-left on the canvas, the rest zero), size
   i32[b,2] (valid height and width), label i32[b] (-1: none), index i32[b],
   and of a source that knows its pixels segmentation u8[b,H,W] (VOID outside).
+  Of one that knows its objects, M of them padded: boxes f32[b,M,4] in pixels of
+  the canvas, classes i32[b,M] (-1: none), and shapes u8[b,M,S,S], the masks in
+  their boxes from 0 to 255.
   An unreadable image is replaced by the next readable one of the source.
   """
 
@@ -216,15 +218,10 @@ class _Reader:
 
   def empty(self, rows: int) -> Batch:
     """A batch of nothing but padding."""
-    shape = (rows, *self._source.canvas, self._source.channels)
     batch = {
-      'image': np.zeros(shape, np.uint8),
-      'size': np.zeros((rows, 2), np.int32),
-      'label': np.full((rows, *self._source.label_shape), -1, np.int32),
-      'index': np.full(rows, -1, np.int32),
+      name: np.full((rows, *shape), padding, dtype)
+      for name, (shape, dtype, padding) in self._source.arrays().items()
     }
-    if self._source.segmentation:
-      batch['segmentation'] = np.full(shape[:3], VOID, np.uint8)
     if not self._substitute:
       batch['mask'] = np.zeros(rows, bool)
     return batch
@@ -248,6 +245,9 @@ class _Reader:
       batch['label'][row] = example['label']
       if 'segmentation' in batch:
         batch['segmentation'][row, :h, :w] = example['segmentation']
+      for name in ('boxes', 'classes', 'shapes'):
+        if name in batch:
+          batch[name][row, : len(example[name])] = example[name]
       if 'mask' in batch:
         batch['mask'][row] = True
 

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from esvit_jax.data import embedded, splits
+from esvit_jax.data.objects import Instances, Objects, tight
 from esvit_jax.data.segmentation import VOID, Segmentation
 from esvit_jax.data.source import Request, Source
 from esvit_jax.errors import UserError
@@ -37,6 +38,36 @@ class Garment(NamedTuple):
   image: np.ndarray
   mask: np.ndarray
   label: int
+
+
+class Scene(NamedTuple):
+  """An image, and all that is in it.
+
+  Attributes:
+    image: u8[H, W, 1].
+    classes: of each pixel u8[H, W].
+    labels: which garments it shows i32[10]: 1 (yes), 0 (no) or -1 (left out).
+    owner: the number of the garment each pixel is of i64[H, W], 0 the ground.
+  """
+
+  image: np.ndarray
+  classes: np.ndarray
+  labels: np.ndarray
+  owner: np.ndarray
+
+  def instances(self) -> Instances:
+    """The garments that are not left out, the farthest first."""
+    shown = np.unique(self.owner[(self.classes > 0) & (self.classes != VOID)])
+    masks = self.owner[None] == shown[:, None, None]
+    classes = [self.classes[mask][0] - 1 for mask in masks]
+    n = len(shown)
+    return Instances(
+      tight(masks),
+      np.array(classes, np.int32).reshape(n),
+      masks,
+      np.zeros(n, bool),
+      masks.sum((1, 2)).astype(np.float64),
+    )
 
 
 def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
@@ -76,18 +107,25 @@ def open_split(request: Request) -> Source:
     rng = np.random.default_rng([seed, number, i])
     return compose(rng, garments, size)
 
+  classes = garments.classes
+
   return Source(
     name=f'scenes{f":{place}" if place else ""}, {split}',
     split=split,
     count=COUNTS[split],
-    classes=garments.classes,
-    read=lambda i: scene(i)[::2],
+    classes=classes,
+    read=lambda i: (scene(i).image, scene(i).labels),
     where=lambda i: f'{split}[{i}]',
     canvas=size,
     channels=request.channels or 1,
     multi_label=True,
-    segmentation=Segmentation(
-      (GROUND, *garments.classes), lambda i: scene(i)[1]
+    segmentation=Segmentation((GROUND, *classes), lambda i: scene(i).classes),
+    objects=Objects(
+      classes,
+      GARMENTS[1],
+      lambda i: scene(i).instances(),
+      tuple(range(1, len(classes) + 1)),
+      lambda i: i + 1,
     ),
   )
 
@@ -101,9 +139,8 @@ def checked_seed(place: str, source: str = 'scenes') -> int:
 
 def compose(
   rng: np.random.Generator, garments: Source, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """A scene: its image u8[H, W, 1], the class of each pixel u8[H, W], and which
-  garments it shows i32[10]: 1 (yes), 0 (no) or -1 (left out).
+) -> Scene:
+  """Draws a scene.
 
   Args:
     rng: of all that is drawn.
@@ -123,7 +160,7 @@ def compose(
   labels = np.zeros(len(garments.classes), np.int32)
   labels[[garment.label for garment in chosen]] = -1
   labels[np.unique(classes[(classes > 0) & (classes != VOID)]) - 1] = 1
-  return image[..., None], classes, labels
+  return Scene(image[..., None], classes, labels, owner)
 
 
 class Cutout(NamedTuple):

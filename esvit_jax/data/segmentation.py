@@ -40,18 +40,7 @@ def checked(
       stands for.
   """
   labels = segmentation.read(i)
-  size = formats.header(record).size
-  if labels.shape != size:
-    why = 'every pixel needs its own class'
-    if formats.orientation(record) >= 5 and labels.shape == size[::-1]:
-      why = (
-        'the image carries an orientation tag (EXIF), which is not applied: '
-        'turn its pixels and drop the tag'
-      )
-    raise UserError(
-      f'{where} has {_size(size)} pixels and its mask {_size(labels.shape)}: '
-      f'{why}'
-    )
+  require_same_size(labels.shape, record, where)
   classes = len(segmentation.classes)
   largest = labels[labels != VOID].max(initial=0)
   if largest >= classes:
@@ -61,6 +50,24 @@ def checked(
       'classes.txt, and set --config.data.zero=void if 0 is no class'
     )
   return labels.astype(np.uint8)
+
+
+def require_same_size(
+  shape: tuple[int, int], record: bytes | np.ndarray, where: str
+) -> None:
+  """Raises UserError unless a mask of `shape` is of its image's size."""
+  size = formats.header(record).size
+  if shape == size:
+    return
+  why = 'every pixel needs its own class'
+  if formats.orientation(record) >= 5 and shape == size[::-1]:
+    why = (
+      'the image carries an orientation tag (EXIF), which is not applied: '
+      'turn its pixels and drop the tag'
+    )
+  raise UserError(
+    f'{where} has {_size(size)} pixels and its mask {_size(shape)}: {why}'
+  )
 
 
 def zero_is_void(segmentation: Segmentation) -> Segmentation:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from esvit_jax.data import decode, depth
+from esvit_jax.data import decode, depth, formats
+from esvit_jax.data import objects as objects_lib
 from esvit_jax.data import segmentation as segmentation_lib
 from esvit_jax.data.unreadable import Unreadable
 
@@ -51,6 +52,7 @@ class Source:
     multi_label: an image may be of several classes; `read` then gives, for each
       class, 1 (yes), 0 (no) or -1 (not to be counted), i32[classes].
     segmentation: classes of pixels, or None where they are not known.
+    objects: of images, or None where they are not known.
     scale: of images deeper than 8 bits.
     upright: whether the orientation that files tell (EXIF) is applied.
     notes: what a person should know of it, a line each.
@@ -71,6 +73,7 @@ class Source:
   label_bytes: int = 0
   shorter: int = 0
   segmentation: segmentation_lib.Segmentation | None = None
+  objects: objects_lib.Objects | None = None
   scale: depth.Scale = depth.OPEN
   upright: bool = False
   notes: tuple[str, ...] = ()
@@ -81,13 +84,29 @@ class Source:
   def label_shape(self) -> tuple[int, ...]:
     return (len(self.classes),) if self.multi_label else ()
 
+  def arrays(self) -> dict[str, tuple[tuple[int, ...], type, int]]:
+    """Name -> shape, dtype and padding of what an image has in a batch."""
+    arrays = {
+      'image': ((*self.canvas, self.channels), np.uint8, 0),
+      'size': ((2,), np.int32, 0),
+      'label': (self.label_shape, np.int32, -1),
+      'index': ((), np.int32, -1),
+    }
+    if self.segmentation:
+      void = segmentation_lib.VOID
+      arrays['segmentation'] = (tuple(self.canvas), np.uint8, void)
+    if self.objects:
+      arrays |= self.objects.arrays()
+    return arrays
+
   def __len__(self) -> int:
     return self.count
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     """Image `i` as {'image': u8[h,w,C], 'label': int, 'index': i}.
 
-    Where pixels have classes, they are 'segmentation' u8[h,w].
+    Where pixels have classes, they are 'segmentation' u8[h,w]. Where objects
+    are known, they are 'boxes', 'classes' and 'shapes'; see `objects.fit`.
 
     Raises:
       Unreadable: its bytes are no image, or are not there.
@@ -115,6 +134,16 @@ class Source:
       )
       example['segmentation'] = decode.fit_labels(
         labels, image.shape[:2], self.canvas
+      )
+    if self.objects:
+      instances = self.objects.read(i)
+      size = formats.header(record).size
+      if len(instances.masks):
+        segmentation_lib.require_same_size(
+          instances.masks.shape[1:], record, self.where(i)
+        )
+      example |= objects_lib.fit(
+        instances, size, image.shape[:2], self.canvas, self.objects.most
       )
     return example
 

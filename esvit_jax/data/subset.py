@@ -35,6 +35,12 @@ def subset(source: Source, indices: Sequence[int], what: str) -> Source:
   if segmentation:
     whole = segmentation.read
     segmentation = segmentation._replace(read=lambda i: whole(int(indices[i])))
+  objects = source.objects
+  if objects:
+    objects = objects._replace(
+      read=lambda i: source.objects.read(int(indices[i])),
+      image_id=lambda i: source.objects.image_id(int(indices[i])),
+    )
   return dataclasses.replace(
     source,
     name=f'{source.name}, {what}',
@@ -45,6 +51,7 @@ def subset(source: Source, indices: Sequence[int], what: str) -> Source:
     label_bytes=source.label_bytes * len(indices) // len(source),
     segmentation=segmentation,
     part=None if source.part is None else source.part[indices],
+    objects=objects,
   )
 
 

@@ -108,19 +108,11 @@ def plan(config, mesh, sources, horizon) -> Job:
     state,
     sharding.place(mesh, state, config.placement),
   )
-  height, width = sources['train'].canvas
-  B = config.batch_size
   batch = {
-    'image': ((B, height, width, config.data.channels), jnp.uint8),
-    'size': ((B, 2), jnp.int32),
-    'label': ((B, *sources['train'].label_shape), jnp.int32),
-    'index': ((B,), jnp.int32),
-  }
-  if sources['train'].segmentation:
-    batch['segmentation'] = ((B, height, width), jnp.uint8)
-  batch = {
-    k: jax.ShapeDtypeStruct(*v, sharding=sharding.data(mesh))
-    for k, v in batch.items()
+    name: jax.ShapeDtypeStruct(
+      (config.batch_size, *shape), dtype, sharding=sharding.data(mesh)
+    )
+    for name, (shape, dtype, _) in sources['train'].arrays().items()
   }
   job = Job(config, mesh, sources, horizon, method, tx, schedules, state, batch)
   refuse_if_over(_least_memory(job), 'a train step needs at least')
