@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from esvit_jax.errors import UserError, suggestion
-from esvit_jax.schedules import Schedule, cosine
+from esvit_jax.schedules import Schedule, cosine, falling
 
 Tree = Any
 
@@ -109,14 +109,7 @@ def from_config(
     UserError: as `build` and `cosine`.
   """
   c, epoch = config.optim, horizon.steps_per_epoch
-  lr = cosine(
-    c.lr * config.batch_size / 256,
-    c.min_lr,
-    horizon.steps,
-    round(c.warmup_epochs * epoch),
-    c.get('start_lr', 0.0),
-    c.get('top_twice', True),
-  )
+  lr = _lr(c, c.lr * config.batch_size / 256, horizon)
   decay = cosine(c.weight_decay, c.weight_decay_end, horizon.steps)
   # A continued run counts its own steps, but goes on in the schedules.
   start = round(config.init.epoch * epoch)
@@ -136,6 +129,18 @@ def from_config(
     layer_ids,
   )
   return tx, {'lr': lr, 'weight_decay': decay}
+
+
+def _lr(c, base: float, horizon) -> Schedule:
+  """The learning rate: 'cosine', or the 'falling' of dense recipes."""
+  steps, start = horizon.steps, c.get('start_lr', 0.0)
+  warmup = round(c.warmup_epochs * horizon.steps_per_epoch)
+  schedule = c.get('schedule', 'cosine')
+  _known('schedule', schedule, ('cosine', 'falling'))
+  if schedule == 'falling':
+    warmup = c.warmup_steps
+    return falling(base, steps, min(warmup, steps), start * base, c.drops)
+  return cosine(base, c.min_lr, steps, warmup, start, c.get('top_twice', True))
 
 
 def summary(config: Mapping, params: Tree) -> dict[str, int]:

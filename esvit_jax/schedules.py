@@ -1,6 +1,6 @@
 """Schedules: a value for each step of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,42 @@ def cosine(
     phase = jnp.pi * (step - warmup_steps) / cosine_steps
     falling = final + 0.5 * (base - final) * (1 + jnp.cos(phase))
     return jnp.where(step < warmup_steps, rising, falling)
+
+  return schedule
+
+
+def falling(
+  base: float,
+  total_steps: int,
+  warmup_steps: int = 0,
+  start: float = 0.0,
+  drops: Sequence[float] = (),
+) -> Schedule:
+  """A straight line from `base` to 0, or a tenth of it at each drop.
+
+  A warm-up multiplies it by a factor that rises linearly from start / base, as
+  in the recipes of segmentation and detection.
+
+  Args:
+    base: value at the top.
+    total_steps: steps of the run.
+    warmup_steps: of these the first.
+    start: value of step 0, if there is a warm-up.
+    drops: shares of the run after which it falls to a tenth; none: the line.
+
+  Returns:
+    step -> f32[].
+  """
+
+  def schedule(step):
+    step = jnp.clip(step, 0, total_steps)
+    value = base * (1 - step / total_steps)
+    if drops:
+      passed = sum(step >= round(x * total_steps) for x in drops)
+      value = base * 0.1**passed
+    left = jnp.clip(1 - step / max(warmup_steps, 1), 0, 1)
+    warm = 1 - left * (1 - start / base) if warmup_steps and base else 1.0
+    return value * warm
 
   return schedule
 

@@ -69,6 +69,8 @@ class Run(NamedTuple):
     shards: number of devices the batch is split over.
     classes: of the data; 0 without labels.
     multi_label: whether an image may be of several.
+    pixel_classes: classes of pixels; 0 where they are not known.
+    object_classes: classes of objects; 0 where they are not known.
     teacher: (backbone, its variables) of a frozen network, or None.
   """
 
@@ -76,6 +78,8 @@ class Run(NamedTuple):
   shards: int = 1
   classes: int = 0
   multi_label: bool = False
+  pixel_classes: int = 0
+  object_classes: int = 0
   teacher: tuple[Any, Tree] | None = None
 
 

@@ -1,6 +1,14 @@
 """Methods of learning: a file and a line here for each."""
 
-from esvit_jax.methods import esvit, esvit_sit, finetune, mae, moco, sit
+from esvit_jax.methods import (
+  esvit,
+  esvit_sit,
+  finetune,
+  mae,
+  moco,
+  segment,
+  sit,
+)
 
 # name -> build(config, run: state.Run) -> Method.
 METHODS = {
@@ -9,5 +17,6 @@ METHODS = {
   'finetune': finetune.build,
   'mae': mae.build,
   'moco': moco.build,
+  'segment': segment.build,
   'sit': sit.build,
 }

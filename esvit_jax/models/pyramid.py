@@ -85,7 +85,9 @@ class FeaturePyramid(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, maps: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+  def __call__(
+    self, maps: Sequence[jax.Array], train: bool = False
+  ) -> tuple[jax.Array, ...]:
     """Maps f[B, h_l, w_l, C_l], the finest first -> maps of `width`."""
 
     def conv(name, size):
@@ -125,7 +127,9 @@ class SimplePyramid(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, maps: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+  def __call__(
+    self, maps: Sequence[jax.Array], train: bool = False
+  ) -> tuple[jax.Array, ...]:
     """Maps f[B, h, w, D], of which the last is used -> maps of `width`."""
     x = maps[-1]
     D, dtype = x.shape[-1], self.dtype

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from esvit_jax.errors import UserError
 from esvit_jax.models.layers import BatchNorm
-from esvit_jax.models.pyramid import Deconv
+from esvit_jax.models.pyramid import Deconv, FeaturePyramid, SimplePyramid
 from esvit_jax.models.resize import bilinear
+from esvit_jax.models.resnet import ResNet
 
 DROPPED = 0.1  # share of channels before the last layer, in training
 
@@ -223,3 +225,83 @@ def _classify(x, head: nn.Module, train: bool):
   return nn.Dense(
     head.classes, kernel_init=init, dtype=head.dtype, name='logits'
   )(x)
+
+
+HEADS = ('linear', 'semantic_fpn', 'uper')
+
+
+class Segmenter(nn.Module):
+  """Logits of single images, from the maps of a backbone.
+
+  A plain ViT, whose maps are of one size, is given a pyramid: TapNeck of four
+  taps before Semantic FPN, SimplePyramid of the last map before UPerNet. Other
+  backbones have maps of several strides: FeaturePyramid before Semantic FPN,
+  norms before UPerNet, but none after batch norm.
+
+  Attributes:
+    backbone: any of `models.BACKBONES`.
+    classes: of pixels.
+    head: one of HEADS.
+    width: of the head; 0: 128 of Semantic FPN, 512 of UPerNet.
+    neck_width: of a plain ViT's pyramid; 0: 48 of taps, else the head's.
+    auxiliary: width of UPerNet's auxiliary head.
+    maps: of 'linear': how many of the last maps are read.
+  """
+
+  backbone: nn.Module
+  classes: int
+  head: str = 'uper'
+  width: int = 0
+  neck_width: int = 0
+  auxiliary: int = 256
+  maps: int = 1
+
+  def __post_init__(self):
+    if self.head not in HEADS:
+      raise UserError(
+        f"segment.head is '{self.head}': use one of {', '.join(HEADS)}"
+      )
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, images, train: bool = False):
+    """Images f[B, H, W, C] -> logits [B, h, w, classes], and auxiliary ones.
+
+    The latter are None where there is no auxiliary head.
+    """
+    dtype = self.backbone.dtype
+    (features,) = self.backbone((images[:, None],), train=train)
+    maps = [x[:, 0] for x in features.stages]
+    width = self.width or (512 if self.head == 'uper' else 128)
+    if self.head == 'linear':
+      maps = maps[-self.maps :]
+      head = LinearHead(self.classes, dtype, name='head')
+      return head(maps, train).astype(jnp.float32), None
+    neck = self._neck(maps, width)
+    if neck is not None:
+      maps = neck(maps, train)
+    kind = SemanticFPN if self.head == 'semantic_fpn' else UPerHead
+    head = kind(self.classes, width, dtype=dtype, name='head')
+    logits = head(maps, train).astype(jnp.float32)
+    if self.head != 'uper' or not self.auxiliary:
+      return logits, None
+    fcn = FCNHead(self.classes, self.auxiliary, dtype=dtype, name='auxiliary')
+    return logits, fcn(maps, train).astype(jnp.float32)
+
+  def _neck(self, maps, width: int) -> nn.Module | None:
+    dtype = self.backbone.dtype
+    plain = len({x.shape[1] for x in maps}) == 1
+    normed = not isinstance(self.backbone, ResNet)
+    if plain and self.head == 'semantic_fpn':
+      if len(maps) != 4:
+        raise UserError(
+          f'Semantic FPN reads four maps and this network gives {len(maps)}: '
+          'set --config.model.taps to four blocks, such as (4,6,8,12)'
+        )
+      return TapNeck(self.neck_width or 48, dtype, name='neck')
+    if plain:
+      width = self.neck_width or width
+      return SimplePyramid(width, extra=0, dtype=dtype, name='neck')
+    if self.head == 'semantic_fpn':
+      return FeaturePyramid(256, normed, extra=0, dtype=dtype, name='neck')
+    return StageNorms(dtype, name='neck') if normed else None

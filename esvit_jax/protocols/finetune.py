@@ -10,7 +10,7 @@ from esvit_jax.weights import loading
 from esvit_jax.workdir import metrics, read_json
 
 # Of the recipe: how to train the checkpoint's model, and what to add to it.
-KEPT = ('drop_path', 'dtype', 'remat', 'init_scale')
+KEPT = ('drop_path', 'dtype', 'remat', 'init_scale', 'taps')
 ADDED = ('rel_pos', 'layer_scale', 'qkv_bias')
 
 

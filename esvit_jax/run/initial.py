@@ -23,6 +23,10 @@ ADDED = (
   'gamma_',
   'q_bias',
   'v_bias',
+  'neck',
+  'auxiliary',
+  'rpn',
+  'rel_pos_',
 )
 
 

@@ -93,6 +93,8 @@ def plan(config, mesh, sources, horizon) -> Job:
       shards=mesh.size,
       classes=len(sources['train'].classes or ()),
       multi_label=sources['train'].multi_label,
+      pixel_classes=_classes(sources['train'].segmentation),
+      object_classes=_classes(sources['train'].objects),
       teacher=_frozen_teacher(config),
     ),
   )
@@ -117,6 +119,11 @@ def plan(config, mesh, sources, horizon) -> Job:
   job = Job(config, mesh, sources, horizon, method, tx, schedules, state, batch)
   refuse_if_over(_least_memory(job), 'a train step needs at least')
   return job
+
+
+def _classes(targets) -> int:
+  """How many classes a source's pixels or objects have; 0 without them."""
+  return len(targets.classes) if targets else 0
 
 
 def _frozen_teacher(config):

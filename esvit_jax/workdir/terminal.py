@@ -5,11 +5,16 @@ import io
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
+from rich.progress import (
+  BarColumn,
+  MofNCompleteColumn,
+  TextColumn,
+  TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -46,6 +51,27 @@ def table(
   console.print(grid)
   lines = console.file.getvalue().splitlines()
   return '\n'.join(line.rstrip() for line in lines).strip('\n')
+
+
+def counted(items: Iterable, total: int, what: str, out) -> Iterator:
+  """The items, with a bar of how many of them have come on a terminal.
+
+  Args:
+    items: to pass on.
+    total: how many there will be.
+    what: stands before the bar.
+    out: any text file; nothing is printed where it is no terminal.
+  """
+  with Bar(
+    TextColumn('{task.description}', markup=False),
+    BarColumn(bar_width=16),
+    MofNCompleteColumn(),
+    TimeRemainingColumn(),
+    console=Console(file=out),
+    transient=True,
+    disable=not out.isatty(),
+  ) as bar:
+    yield from bar.track(items, total, description=what)
 
 
 class Progress:
