@@ -5,6 +5,7 @@ earlier ones; one of which too little shows is left out, its pixels void.
 """
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -82,16 +83,18 @@ def open_split(request: Request) -> Source:
   garments it shows; one that is only left out is not counted.
 
   Args:
-    request: its place is a seed, by default 0, its split 'train' or 'test', its
-      canvas the size of the scenes, by default 96 x 96.
+    request: its place is a seed, by default 0, its split 'train' or 'test', or
+      the first few of them, such as 'train[:8]', its canvas the size of the
+      scenes, by default 96 x 96.
 
   Raises:
     UserError: no such split, the seed is no number, the canvas is too small.
   """
-  place = request.place
-  split = splits.require(
-    'scenes', request.split, split_names(place, request.data_dir)
-  )
+  place, split = request.place, request.split
+  part = re.fullmatch(r'(\w+)\[:(\d+)\]', split)
+  name, count = part.groups() if part else (split, 0)
+  name = splits.require('scenes', name, split_names(place, request.data_dir))
+  count = min(int(count), COUNTS[name]) or COUNTS[name]
   seed = checked_seed(place)
   size = request.canvas or (SIDE, SIDE)
   largest = round(28 * FACTOR[1])
@@ -99,8 +102,8 @@ def open_split(request: Request) -> Source:
     raise UserError(
       f'data.canvas {size}: scenes take at least {largest} pixels a side'
     )
-  garments = embedded.open_split(Request(split=split, channels=1))
-  number = tuple(COUNTS).index(split)
+  garments = embedded.open_split(Request(split=name, channels=1))
+  number = tuple(COUNTS).index(name)
 
   @functools.lru_cache(maxsize=64)
   def scene(i):
@@ -112,7 +115,7 @@ def open_split(request: Request) -> Source:
   return Source(
     name=f'scenes{f":{place}" if place else ""}, {split}',
     split=split,
-    count=COUNTS[split],
+    count=count,
     classes=classes,
     read=lambda i: (scene(i).image, scene(i).labels),
     where=lambda i: f'{split}[{i}]',

@@ -1,6 +1,7 @@
 """Methods of learning: a file and a line here for each."""
 
 from esvit_jax.methods import (
+  detect,
   esvit,
   esvit_sit,
   finetune,
@@ -12,6 +13,7 @@ from esvit_jax.methods import (
 
 # name -> build(config, run: state.Run) -> Method.
 METHODS = {
+  'detect': detect.build,
   'esvit': esvit.build,
   'esvit_sit': esvit_sit.build,
   'finetune': finetune.build,

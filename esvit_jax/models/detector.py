@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from esvit_jax.models.pyramid import Deconv, NormedConv
+from esvit_jax.models.pyramid import (
+  Deconv,
+  FeaturePyramid,
+  NormedConv,
+  SimplePyramid,
+)
+from esvit_jax.models.resnet import ResNet
+from esvit_jax.models.vit import ViT
+from esvit_jax.models.vitdet import ViTDet
 
 
 class RPNHead(nn.Module):
@@ -123,3 +131,71 @@ class MaskHead(nn.Module):
       dtype=self.dtype,
       name='logits',
     )(x)
+
+
+class Detector(nn.Module):
+  """The networks of Mask R-CNN, to be called one by one.
+
+  A plain ViT has ViTDet's pyramid and heads, others have FPN and the usual
+  heads. Batch norm stays as it was pre-trained.
+
+  Attributes:
+    backbone: any of `models.BACKBONES`.
+    classes: of objects.
+    width: of the pyramid.
+    hidden: of the box head's linear layers.
+    convs: of the mask head, and of ViTDet's box head.
+    ratios: anchors at each place.
+  """
+
+  backbone: nn.Module
+  classes: int
+  width: int = 256
+  hidden: int = 1024
+  convs: int = 4
+  ratios: int = 3
+
+  @property
+  def plain(self) -> bool:
+    return isinstance(self.backbone, ViT | ViTDet)
+
+  def setup(self):
+    plain, dtype = self.plain, self.backbone.dtype
+    normed = not isinstance(self.backbone, ResNet)
+    if plain:
+      self.neck = SimplePyramid(self.width, dtype=dtype)
+    else:
+      self.neck = FeaturePyramid(self.width, normed, dtype=dtype)
+    self.rpn = RPNHead(self.ratios, 2 if plain else 1, dtype)
+    self.box_head = BoxHead(
+      self.classes,
+      self.convs if plain else 0,
+      1 if plain else 2,
+      self.hidden,
+      dtype,
+    )
+    self.mask_head = MaskHead(self.classes, self.convs, plain, dtype)
+
+  def __call__(self, images, train: bool = False):
+    """Calls all of them once, for their parameters."""
+    maps = self.maps(images, train)
+    pooled = jnp.zeros((1, 7, 7, self.width), maps[0].dtype)
+    return self.score(maps), self.box(pooled), self.mask(pooled)
+
+  def maps(self, images, train: bool = False) -> tuple[jax.Array, ...]:
+    """Images f[B, H, W, C] -> maps of the pyramid f[B, h_l, w_l, width]."""
+    learned = train and not isinstance(self.backbone, ResNet)
+    (features,) = self.backbone((images[:, None],), train=learned)
+    return self.neck([x[:, 0] for x in features.stages])
+
+  def score(self, maps):
+    """See RPNHead."""
+    return self.rpn(maps)
+
+  def box(self, pooled):
+    """See BoxHead."""
+    return self.box_head(pooled)
+
+  def mask(self, pooled):
+    """See MaskHead."""
+    return self.mask_head(pooled)

@@ -2,6 +2,7 @@
 
 from esvit_jax.protocols import (
   correspondence,
+  detect,
   embedding,
   finetune,
   fixed,
@@ -23,6 +24,7 @@ PROTOCOLS = {
   'segmentation': segmentation.run,
   'propagation': propagation.run,
   'segment': segment.run,
+  'detect': detect.run,
   'finetune': finetune.run,
   'transfer': transfer.run,
   'small_data': small_data.run,

@@ -45,6 +45,49 @@ def segmentation_png(
   images_lib.save(figure, path)
 
 
+def objects_png(
+  path: str,
+  images: np.ndarray,
+  objects: Mapping[str, tuple],
+  classes: Sequence[str],
+) -> None:
+  """Draws images, and beside each its objects: masks, boxes and classes.
+
+  Args:
+    path: of the picture.
+    images: in 0..1, f32[N, H, W, 1 or 3].
+    objects: column -> of each image boxes f32[n, 4] in pixels, classes i32[n]
+      (-1: none) and masks bool[n, H, W].
+    classes: their names.
+  """
+  from matplotlib.patches import Rectangle
+
+  colors = palette(1 + len(classes))
+  rows, (height, width) = len(images), images.shape[1:3]
+  side = 2.0
+  figure = images_lib.figure(
+    side * (1 + len(objects)), side * rows * height / width + 0.3, pad=0.02
+  )
+  axes = figure.subplots(rows, 1 + len(objects), squeeze=False)
+  for place, name in enumerate(('image', *objects)):
+    axes[0, place].set_title(name, fontsize=9, color=images_lib.INK)
+  for row, image in enumerate(images):
+    images_lib.draw(axes[row, 0], image)
+    for ax, (boxes, kinds, masks) in zip(axes[row, 1:], objects.values()):
+      labels = np.zeros((height, width), np.uint8)
+      for kind, mask in zip(kinds[row], masks[row]):
+        labels[mask & (kind >= 0)] = 1 + max(kind, 0)
+      images_lib.draw(ax, colored(image, labels, colors))
+      for kind, (x1, y1, x2, y2) in zip(kinds[row], boxes[row]):
+        if kind >= 0:
+          color = colors[1 + kind]
+          # Pixels have their middles at whole numbers.
+          corner, sides = (x1 - 0.5, y1 - 0.5), (x2 - x1, y2 - y1)
+          ax.add_patch(Rectangle(corner, *sides, fill=False, color=color))
+          ax.text(*corner, classes[kind], fontsize=5, color='white')
+  images_lib.save(figure, path)
+
+
 def clip_png(
   path: str, frames: np.ndarray, objects: Mapping[str, np.ndarray]
 ) -> None:
