@@ -1,4 +1,4 @@
-"""Segmentation and detection as methods: batches, one device and eight, runs."""
+"""Segmentation and detection as methods: one device and eight, whole runs."""
 
 import functools
 import importlib

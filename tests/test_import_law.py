@@ -27,8 +27,8 @@ LAW = {
   ),
   'evaluate': ('protocols report workdir', ''),
   'protocols': (
-    'train report analysis detection dense run evals weights workdir augment '
-    'models data sharding',
+    'train report analysis run methods detection dense evals weights workdir '
+    'augment models data sharding',
     'jax numpy',
   ),
   'train': (
