@@ -33,6 +33,7 @@ SCENES = {
   'data': {
     'source': 'scenes',
     'split': 'train[:2000]',
+    'canvas': 96,
     'mean': (0.286,),
     'std': (0.353,),
   },

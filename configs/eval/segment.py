@@ -39,7 +39,12 @@ SCENES = {
   'segment.test_images': 300,
   'segment.test_batch': 32,
   'model': {'name': 'swin_28', 'init_scale': 'fan_in', 'drop_path': 0.0},
-  'data': {'source': 'scenes', 'mean': (0.286,), 'std': (0.353,)},
+  'data': {
+    'source': 'scenes',
+    'canvas': 96,
+    'mean': (0.286,),
+    'std': (0.353,),
+  },
   'data.channels': 1,
   'model.dtype': 'float32',
   'optim.lr': 0.032,  # 2e-3 at batch 16
