@@ -232,7 +232,8 @@ def eight_devices_are_one(model: dict) -> None:
   for devices in (jax.devices()[:1], jax.devices()):
     mesh = sharding.mesh(devices)
     job = jobs.prepare(config, mesh)
-    job = job._replace(method=job.method._replace(views=_crops))
+    method = job.method._replace(views=_crops)
+    job = job._replace(method=method, step=None)
     step = jobs.compile_step(job)
     if start is None:
       start = jax.tree.map(np.array, jobs.create_state(job))

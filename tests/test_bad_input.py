@@ -254,13 +254,17 @@ FIELDS = {
 }
 
 
+def config_of(images):
+  """The config of that run."""
+  return tiny({'data.source': f'folder:{images}', **FIELDS})
+
+
 @pytest.fixture(scope='module')
 def finished(images, tmp_path_factory):
   """The directory of a tiny run on those images, and what it said."""
   directory = tmp_path_factory.mktemp('runs') / 'finished'
-  config = tiny({'data.source': f'folder:{images}', **FIELDS})
   out = io.StringIO()
-  train.run(config, str(directory), out)
+  train.run(config_of(images), str(directory), out)
   return directory, out.getvalue()
 
 
@@ -325,7 +329,7 @@ def test_workdir_in_use(run_dir, images):
 
 
 def test_workdir_in_use_before_its_first_step(images, tmp_path):
-  config = tiny({'data.source': f'folder:{images}', **FIELDS})
+  config = config_of(images)
   run = tmp_path / 'run'
   run.mkdir()
   with in_use(run, 12345):
@@ -339,9 +343,9 @@ def test_broken_checkpoint(run_dir, images, kept):
     if file.is_file() and (kept == 0 or file.parent.name == 'd'):
       os.truncate(file, int(kept * file.stat().st_size))
   before = contents(run_dir)
-  line = refused(*flags(images), f'--workdir={run_dir}')
-  assert f'cannot read checkpoint {run_dir}/checkpoints/3' in line
-  assert 'delete that folder' in line
+  text = refused_here(config_of(images), run_dir)
+  assert f'cannot read checkpoint {run_dir}/checkpoints/3' in text
+  assert 'delete that folder' in text
   assert contents(run_dir) == before
 
 

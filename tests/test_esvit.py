@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from runs import keep_gradients
 
 from configs import common
 from configs import esvit as esvit_recipe
@@ -115,14 +116,6 @@ def with_outputs(function):
     return loss._replace(metrics=loss.metrics | {'outputs': (s, t)})
 
   return unittest.mock.patch.object(esvit, 'objective', tell)(function)
-
-
-def keep_gradients() -> optax.GradientTransformation:
-  """Changes nothing; its state is the gradients it saw last."""
-  return optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda updates, state, params=None: (updates, updates),
-  )
 
 
 def make_step(method, tx, momentum):

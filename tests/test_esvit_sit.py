@@ -6,6 +6,9 @@ import contrast_runs
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from ml_collections import ConfigDict
+from runs import keep_gradients
 
 from configs import esvit_sit as configs
 from esvit_jax import state
@@ -15,12 +18,13 @@ KEY = jax.random.key(0)
 HORIZON = state.Horizon(10, 5)
 
 
-def config(**changes):
+def config():
+  """A ResNet, whose batch statistics both systems move."""
   c = configs.get_config('cvt_tiny,debug')
   c.batch_size = 8
-  c.model.drop_path = 0.0
-  c.model.update({'dims': (8, 16), 'depths': (1, 1), 'heads': (1, 2)})
-  c.update_from_flattened_dict(changes)
+  c.sit.weight = 0.5
+  c.model = ConfigDict({'name': 'resnet', 'depths': (1,), 'width': 8})
+  c.model.dtype = 'float32'
   return c
 
 
@@ -40,34 +44,39 @@ def images():
 
 
 @functools.cache
-def losses():
-  """The loss, its gradient, and those of both parts on the same state."""
-  c = config(**{'sit.weight': 0.5})
-  method = build(c)
-  whole, _ = contrast_runs.start(method)
-  views = views_of(images())
-  run = state.Run(HORIZON)
+def one_step():
+  """The state before and after a step, its metrics and gradients."""
+  method = build(config())
+  before, tx = contrast_runs.start(method)
+  tx = optax.chain(keep_gradients(), tx)
+  before = before._replace(opt_state=jax.jit(tx.init)(before.params))
+  step = jax.jit(state.make_train_step(method, tx))
+  after, metrics = step(before, images(), KEY)
+  return before, after, metrics, after.opt_state[0]
 
-  def value_and_grad(method, known, key):
-    value, grads = jax.jit(
-      jax.value_and_grad(lambda p: method.loss(p, known, views, key).value)
-    )(known.params)
-    return float(value), grads
 
-  return (
-    value_and_grad(method, whole, KEY),
-    value_and_grad(esvit.build(c, run), esvit_sit.esvit_state(whole), KEY),
-    value_and_grad(
-      sit.build(esvit_sit.with_global_views(c), run),
-      esvit_sit.sit_state(whole),
-      jax.random.fold_in(KEY, 5),
-    ),
-  )
+def value_and_gradients(method, known, key):
+  """Of the loss alone, on the same views."""
+
+  def loss(params):
+    return method.loss(params, known, views_of(images()), key).value
+
+  return jax.jit(jax.value_and_grad(loss))(known.params)
 
 
 def test_loss_and_gradients_are_sums():
-  (value, grads), (a, of_esvit), (b, of_sit) = losses()
-  np.testing.assert_allclose(value, a + 0.5 * b, rtol=1e-5)
+  before, _, metrics, grads = one_step()
+  c, run = config(), state.Run(HORIZON)
+  _, key = jax.random.split(jax.random.fold_in(KEY, 0))
+  a, of_esvit = value_and_gradients(
+    esvit.build(c, run), esvit_sit.esvit_state(before), key
+  )
+  b, of_sit = value_and_gradients(
+    sit.build(esvit_sit.with_global_views(c), run),
+    esvit_sit.sit_state(before),
+    jax.random.fold_in(key, 5),
+  )
+  np.testing.assert_allclose(metrics['loss'], a + 0.5 * b, rtol=1e-5)
   both = jax.tree.map(
     lambda x, y: x + 0.5 * y, of_esvit['backbone'], of_sit['backbone']
   )
@@ -80,11 +89,7 @@ def test_loss_and_gradients_are_sums():
 
 
 def test_one_step_keeps_every_tree_in_shape():
-  c = config()
-  method = build(c)
-  whole, tx = contrast_runs.start(method)
-  step = jax.jit(state.make_train_step(method, tx))
-  after, metrics = step(whole, images(), KEY)
+  whole, after, metrics, _ = one_step()
   assert jax.tree.structure(after) == jax.tree.structure(whole)
   assert metrics['skipped'] == 0
   for name in (

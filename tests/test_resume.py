@@ -1,6 +1,7 @@
 """An interrupted run is the uninterrupted one, to the bit."""
 
 import io
+import shutil
 
 import jax
 import numpy as np
@@ -10,12 +11,16 @@ from esvit_jax import train
 from esvit_jax.workdir import metrics
 
 
-def test_resumed_is_uninterrupted(tmp_path):
+def test_resumed_is_uninterrupted(tiny_run, tmp_path):
   config, log = tiny(), io.StringIO()
+  shutil.copytree(tiny_run, tmp_path / 'whole')
+  # A finished run tells its scores again and changes nothing.
   whole = train.run(config, f'{tmp_path}/whole', log)
-  assert 'from step' not in log.getvalue()
+  assert int(whole.step) == STEPS
+  assert 'teacher' in log.getvalue()
   log = Interrupt('step 2/')
   stopped = train.run(config, f'{tmp_path}/parts', log)
+  assert 'from step' not in log.getvalue()
   assert 2 < int(stopped.step) < STEPS
   assert 'the same command goes on' in log.getvalue()
   resumed = train.run(config, f'{tmp_path}/parts', io.StringIO())
@@ -34,8 +39,3 @@ def test_resumed_is_uninterrupted(tmp_path):
       for x in (a, b)
     )
     assert a == b
-  # A finished run tells its scores again and changes nothing.
-  log = io.StringIO()
-  again = train.run(config, f'{tmp_path}/parts', log)
-  assert int(again.step) == STEPS
-  assert 'teacher' in log.getvalue()

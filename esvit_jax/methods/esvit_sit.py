@@ -49,7 +49,7 @@ def build(config, run: Run) -> Method:
     )
 
   return first._replace(
-    init=init,
+    init=jax.jit(init),
     loss=loss,
     stages={
       'corruption': second.stages['corruption'],

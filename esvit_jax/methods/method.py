@@ -42,7 +42,8 @@ def define(
     'features': backbone_features(backbone),
     'stages': {**(stages or {}), 'loss_and_gradient': gradient_stage(loss)},
   }
-  return Method(init=init, loss=loss, **(usual | fields))
+  # Jitted, it is traced once for the shapes and for the first state.
+  return Method(init=jax.jit(init), loss=loss, **(usual | fields))
 
 
 def crops(config, groups) -> Callable:

@@ -28,6 +28,7 @@ class Job(NamedTuple):
     schedules: name -> step -> value, for the metrics.
     state: ShapeDtypeStructs of the TrainState, with their shardings.
     batch: likewise of one global batch.
+    step: the train step, traced, of a job that was prepared.
   """
 
   config: Any
@@ -39,6 +40,7 @@ class Job(NamedTuple):
   schedules: dict
   state: state_lib.TrainState
   batch: dict
+  step: jax.stages.Traced | None = None
 
   @property
   def key(self):
@@ -71,8 +73,7 @@ def prepare(config, mesh=None) -> Job:
   horizon = state_lib.Horizon(steps, per_epoch)
   job = plan(config, mesh, {'train': train, 'test': test}, horizon)
   # Whatever cannot be computed shows in a trace, with nothing written yet.
-  step = state_lib.make_train_step(job.method, job.tx, config.accumulate)
-  jax.eval_shape(step, job.state, job.batch, job.key)
+  job = job._replace(step=trace_step(job))
   side, params, extra = config.eval.size, job.state.params, job.state.extra
   image = jax.ShapeDtypeStruct((1, side, side, config.data.channels), 'float32')
   jax.eval_shape(job.method.features, params, extra['student'], image)
@@ -141,12 +142,8 @@ def _frozen_teacher(config):
   return module, weights.variables()
 
 
-def compile_step(job: Job):
-  """The compiled train step: (state, batch, key) -> (state, metrics).
-
-  Raises:
-    UserError: it needs more memory than a device has.
-  """
+def trace_step(job: Job) -> jax.stages.Traced:
+  """The train step: (state, batch, key) -> (state, metrics)."""
   step = jax.jit(
     state_lib.make_train_step(
       job.method, job.tx, job.config.accumulate, sharding.replicated(job.mesh)
@@ -154,7 +151,16 @@ def compile_step(job: Job):
     donate_argnums=0,
     out_shardings=(jax.tree.map(lambda x: x.sharding, job.state), None),
   )
-  compiled = step.lower(job.state, job.batch, job.key).compile()
+  return step.trace(job.state, job.batch, job.key)
+
+
+def compile_step(job: Job):
+  """The compiled train step: (state, batch, key) -> (state, metrics).
+
+  Raises:
+    UserError: it needs more memory than a device has.
+  """
+  compiled = (job.step or trace_step(job)).lower().compile()
   memory = compiled.memory_analysis()
   if memory is not None:
     refuse_if_over(
