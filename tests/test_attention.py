@@ -4,6 +4,7 @@ import functools
 import math
 
 import golden_mae_sit
+import golden_weights
 import jax
 import jax.numpy as jnp
 import mae_runs
@@ -196,8 +197,10 @@ def test_a_stage_of_one_window_is_not_shifted():
   # Made for images of 6 px, whose second map is one window of 3 and less.
   backbone = models.build(SWIN | {'image_size': 6})
   images = jnp.zeros((1, 6, 6, 3))
-  variables = backbone.init(jax.random.key(0), (images[:, None],))
-  found = attention.blocks(*inspect(backbone, variables, images))
+  variables = models.abstract_variables(backbone)
+  variables = golden_weights.random_variables(variables)
+  run = jax.jit(functools.partial(inspect, backbone))
+  found = attention.blocks(*run(variables, images))
   assert [x.shift for x in found] == [0] * 4
 
 

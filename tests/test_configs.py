@@ -52,6 +52,30 @@ def test_variant_is_whole(name, variant):
   limits.check(c)
 
 
+@pytest.mark.parametrize(('name', 'variant'), VARIANTS)
+def test_debug_keeps_what_makes_a_variant(name, variant):
+  c, whole = (
+    module(name).get_config(f'{variant}{debug}') for debug in (',debug', '')
+  )
+  c.lock()
+  if c.method == 'esvit':
+    assert c.loss.region_weight == whole.loss.region_weight
+  small, large = models.build(c.model), models.build(whole.model)
+  assert type(small) is type(large)
+  for field in ('positions', 'pool'):
+    assert getattr(small, field, None) == getattr(large, field, None)
+
+
+def traced_variants():
+  """Every variant; all but the first of a recipe's kinds of backbone slow."""
+  traced = set()
+  for name, variant in VARIANTS:
+    kind = name, type(models.build(module(name).get_config(variant).model))
+    marks = [pytest.mark.slow] if kind in traced else []
+    yield pytest.param(name, variant, marks=marks)
+    traced.add(kind)
+
+
 @functools.cache
 def prepared(text):
   """Parameters and steps; small as they are, many variants are alike."""
@@ -61,23 +85,13 @@ def prepared(text):
   return size, job.horizon.steps
 
 
-@pytest.mark.parametrize(('name', 'variant'), VARIANTS)
+@pytest.mark.parametrize(('name', 'variant'), [*traced_variants()])
 def test_debug_shrinks_it_to_something_that_runs(name, variant):
   """Traced to the last operation, on shapes alone."""
   c = module(name).get_config(f'{variant},debug')
-  c.lock()
   size, steps = prepared(c.to_json())
   assert size < 200_000
   assert steps <= 10
-  # What makes it the variant it is has survived.
-  whole = module(name).get_config(variant)
-  if c.method == 'esvit':
-    assert c.loss.region_weight == whole.loss.region_weight
-  for field in ('positions', 'pool'):
-    assert getattr(models.build(c.model), field, None) == getattr(
-      models.build(whole.model), field, None
-    )
-  assert type(models.build(c.model)) is type(models.build(whole.model))
 
 
 @pytest.mark.parametrize('name', RECIPES)
