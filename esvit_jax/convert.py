@@ -16,7 +16,6 @@ from esvit_jax.errors import UserError, require_local
 from esvit_jax.weights import (
   certificate,
   directory,
-  place,
   reading,
   tables,
   writing,
@@ -24,7 +23,7 @@ from esvit_jax.weights import (
 from esvit_jax.weights.accounting import Allowed
 from esvit_jax.weights.networks import Weights
 from esvit_jax.weights.published import files
-from esvit_jax.workdir import write_json
+from esvit_jax.workdir.files import check_free, write_json
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
   require_local(args.out, 'OUT')
   single = args.out.endswith('.safetensors')
   which = args.which or ('auto' if single else 'both')
-  place.check_free(args.out)
+  check_free(args.out)
   weights = _read(args, which)
   notes = list(weights.notes)
   if single:

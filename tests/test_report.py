@@ -823,7 +823,7 @@ def test_labels_of_rules_and_steps_do_not_collide():
   'settings, devices, says',
   [
     ({}, '1 cpu', 'finetune.py:embedded'),
-    ({}, '8 NVIDIA H100', 'imagenette.py'),
+    ({}, '8 NVIDIA H100', 'own.py'),
     ({'data': {'source': 'folder:x'}}, '8 NVIDIA H100', 'finetune.py:impr'),
     (
       {'method': 'sit', 'data': {'source': 'folder:x'}},

@@ -28,6 +28,7 @@ from esvit_jax.report import (
 )
 from esvit_jax.report.records import Record
 from esvit_jax.workdir import flatten
+from esvit_jax.workdir.files import replacing
 
 MOST_FILES = 100  # unreadable images that are listed
 
@@ -94,14 +95,12 @@ def _write(out: str, template: str, title: str, **content) -> str:
   page = _environment().get_template(template)
   built = time.strftime('%Y-%m-%d %H:%M')
   text = page.render(title=title, built=built, **content)
-  part = f'{out}.{os.getpid()}.tmp'  # evaluations may build it meanwhile
-  try:
-    # Names of files need not be Unicode.
-    with open(part, 'w', encoding='utf-8', errors='replace') as f:
-      f.write(text)
-    os.replace(part, out)
-  except OSError as e:
-    raise UserError(f'cannot write {out}: {e.strerror}') from e
+  # Names of files need not be Unicode.
+  with (
+    replacing(out) as part,
+    open(part, 'w', encoding='utf-8', errors='replace') as f,
+  ):
+    f.write(text)
   return out
 
 

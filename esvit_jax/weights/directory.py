@@ -15,9 +15,8 @@ from esvit_jax.state import TrainState
 from esvit_jax.weights import architecture
 from esvit_jax.weights.handover import AUTO, NETWORKS, handed_on
 from esvit_jax.weights.networks import POOLED_NORM, Weights
-from esvit_jax.weights.place import check_free, unfinished
 from esvit_jax.weights.tables import listed
-from esvit_jax.workdir import checkpoint, flatten, read_json, write_json
+from esvit_jax.workdir import checkpoint, files, flatten, read_json, write_json
 
 # Parts that only training needs: optional tasks of SiT, and SiT's heads beside
 # those of EsViT.
@@ -86,7 +85,7 @@ def write(path: str, weights: Weights, source: str) -> None:
   Raises:
     UserError: it cannot be written.
   """
-  check_free(path)
+  files.check_free(path)
   (any_network, *_) = weights.networks.values()
   student, teacher = (
     weights.networks.get(name, any_network) for name in NETWORKS
@@ -113,7 +112,7 @@ def write(path: str, weights: Weights, source: str) -> None:
     **{k: about.pop(k) for k in ('head',) if k in about},
     'weights': about,
   }
-  with unfinished(path) as part:
+  with files.replacing(path) as part:
     os.mkdir(part)
     checkpoints = checkpoint.Checkpoints(
       os.path.join(part, 'checkpoints'), config=config

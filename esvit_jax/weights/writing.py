@@ -9,13 +9,14 @@ from flax import traverse_util
 from esvit_jax.errors import UserError
 from esvit_jax.models import Swin
 from esvit_jax.models.windows import stage_window
-from esvit_jax.weights import architecture, place, tables
+from esvit_jax.weights import architecture, tables
 from esvit_jax.weights.handover import AUTO
 from esvit_jax.weights.networks import POOLED_NORM, Weights
 from esvit_jax.weights.published import families, masks, parts
 from esvit_jax.weights.published.files import CENTRES, FORMAT, OWN
 from esvit_jax.weights.published.parts import HEADS
 from esvit_jax.weights.tables import Arrays
+from esvit_jax.workdir.files import check_free, replacing
 
 _MOCO = {'student': 'base_encoder.', 'teacher': 'momentum_encoder.'}
 
@@ -40,7 +41,7 @@ def save(
   Raises:
     UserError: it cannot be written.
   """
-  place.check_free(path)
+  check_free(path)
   which = weights.handed_on if which == AUTO else which
   arrays = to_published(weights, which, centres, prefix)
   arrays = {k: np.asarray(v, order='C') for k, v in arrays.items()}
@@ -54,7 +55,7 @@ def save(
   if OWN in [layout(weights, name) for name in networks]:
     about['layout'] = OWN
   try:
-    with place.unfinished(path) as part:
+    with replacing(path) as part:
       safetensors.numpy.save_file(arrays, part, {FORMAT: json.dumps(about)})
   except safetensors.SafetensorError as e:
     raise UserError(f'cannot write {path}: {e}') from None

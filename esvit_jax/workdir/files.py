@@ -1,8 +1,9 @@
-"""Files of a run: written in one stroke, read without trust."""
+"""Files of a run: replaced as a whole, read without trust."""
 
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 
 from esvit_jax.errors import UserError
@@ -13,11 +14,11 @@ LARGEST = 2**64  # of whole numbers in JSON
 
 @contextlib.contextmanager
 def writing(path: str, remedy: str = '') -> Iterator[None]:
-  """Turns what a full or broken disk raises into one line.
+  """Turns the errors of a full or broken disk into one line.
 
   Args:
-    path: what is written.
-    remedy: what to do; by default to make room and to go on.
+    path: that is written.
+    remedy: what to do; by default to make room and to resume.
 
   Raises:
     UserError: instead of an OSError.
@@ -31,22 +32,45 @@ def writing(path: str, remedy: str = '') -> Iterator[None]:
     raise UserError(f'cannot write {path} ({e.strerror or e}): {remedy}') from e
 
 
-def write_json(path: str, value) -> None:
-  """Writes in one stroke: readers see the old file or the new one.
+@contextlib.contextmanager
+def replacing(path: str, remedy: str = '') -> Iterator[str]:
+  """A temporary path to write to, which replaces `path` at the end.
+
+  Readers see the old file or directory, or the new one.
+
+  Args:
+    path: to replace.
+    remedy: see `writing`.
 
   Raises:
-    UserError: it cannot be written; the old file stays.
+    UserError: it cannot be written. The old one stays, nothing else is left.
   """
-  part = path + '.tmp'
-  with writing(path):
-    try:
-      with open(part, 'w', encoding='utf-8') as f:
-        json.dump(value, f, indent=2)
+  part = f'{path.rstrip("/")}.{os.getpid()}.tmp'
+  try:
+    with writing(path, remedy):
+      yield part
       os.replace(part, path)
-    except OSError:
-      with contextlib.suppress(OSError):
-        os.remove(part)
-      raise
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
+    with contextlib.suppress(OSError):
+      os.remove(part)
+
+
+def check_free(path: str) -> None:
+  """Raises UserError if `path` exists, or its folder does not."""
+  if os.path.isdir(path) and not os.listdir(path):
+    return
+  if os.path.lexists(path):
+    raise UserError(f'{path} exists: name another, or remove it')
+  folder = os.path.dirname(os.path.abspath(path))
+  if not os.path.isdir(folder):
+    raise UserError(f'there is no folder {folder} to write in')
+
+
+def write_json(path: str, value) -> None:
+  """Writes a JSON file; see `replacing`."""
+  with replacing(path) as part, open(part, 'w', encoding='utf-8') as f:
+    json.dump(value, f, indent=2)
 
 
 def read_json(path: str) -> dict:
