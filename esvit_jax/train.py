@@ -188,9 +188,7 @@ def _loop(
     config.batch_size,
     jax.process_index(),
     jax.process_count(),
-    config.data.workers,
-    config.data.max_unreadable,
-    os.path.join(evaluation.directory, 'unreadable.txt'),
+    data.reading(config.data, evaluation.directory),
   )
   with pipeline.iterate(first) as feed:
     request.arm()

@@ -78,7 +78,10 @@ def test_a_folder_of_scenes_is_the_scenes(tmp_path):
   source = scenes()
   write(tmp_path, source)
   folder = opened(tmp_path)
-  batches = [next(iter(data.epoch(s, 4, workers=2))) for s in (source, folder)]
+  batches = [
+    next(iter(data.epoch(s, 4, reading=data.Reading(2))))
+    for s in (source, folder)
+  ]
   for name in ('image', 'size', 'segmentation', 'mask'):
     np.testing.assert_array_equal(*(b[name] for b in batches), err_msg=name)
   pipelines = [data.Pipeline(s, 0, 4)[3] for s in (source, folder)]
@@ -193,7 +196,7 @@ def test_unreadable_images_are_the_pipelines(tmp_path):
   path.write_bytes(b'no image')
   source = opened(tmp_path)
   assert data.survey(source).counts.sum() > 2 * 90**2
-  with data.epoch(source, 3, max_unreadable=0.5) as feed:
+  with data.epoch(source, 3, reading=data.Reading(max_unreadable=0.5)) as feed:
     batch = next(feed)
   np.testing.assert_array_equal(batch['mask'], [True, False, True])
   assert (batch['segmentation'][1] == VOID).all()

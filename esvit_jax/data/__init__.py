@@ -34,7 +34,14 @@ from esvit_jax.data import (
 )
 from esvit_jax.data.crops import MARGIN, center_cropped, enlarged
 from esvit_jax.data.fewshot import balanced
-from esvit_jax.data.pipeline import Feed, Pipeline, epoch
+from esvit_jax.data.pipeline import (
+  UNREADABLE,
+  Feed,
+  Pipeline,
+  Reading,
+  epoch,
+  reading,
+)
 from esvit_jax.data.segmentation import zero_is_void
 from esvit_jax.data.source import Request, Source, spread
 from esvit_jax.data.subset import (
@@ -77,8 +84,10 @@ __all__ = [
   'KNOWN',
   'MARGIN',
   'SOURCES',
+  'UNREADABLE',
   'Feed',
   'Pipeline',
+  'Reading',
   'Request',
   'Source',
   'Unreadable',
@@ -93,6 +102,7 @@ __all__ = [
   'open_pair',
   'open_source',
   'open_videos',
+  'reading',
   'sample',
   'split_names',
   'spread',

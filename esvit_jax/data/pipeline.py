@@ -8,8 +8,8 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,32 @@ from esvit_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
+UNREADABLE = 'unreadable.txt'  # in the directory of a run
 _ROWS_PER_TASK = 16
 _AHEAD = 2  # batches in flight: one being read while one waits
+
+
+class Reading(NamedTuple):
+  """How images are read.
+
+  Attributes:
+    workers: threads; None takes one per core, at most 16.
+    max_unreadable: share of the source that may be unreadable.
+    log: file that names each unreadable image once.
+  """
+
+  workers: int | None = None
+  max_unreadable: float = 0.01
+  log: str | os.PathLike | None = None
+
+
+DEFAULT = Reading()
+
+
+def reading(section: Mapping[str, Any], directory: str) -> Reading:
+  """As `data` of a config says, with a log in the directory of a run."""
+  log = os.path.join(directory, UNREADABLE)
+  return Reading(section['workers'], section['max_unreadable'], log)
 
 
 class Pipeline:
@@ -48,9 +72,7 @@ class Pipeline:
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-    workers: int | None = None,
-    max_unreadable: float = 0.01,
-    unreadable_log: str | os.PathLike | None = None,
+    reading: Reading = DEFAULT,
   ):
     """Opens the pipeline; nothing is read yet.
 
@@ -59,18 +81,13 @@ class Pipeline:
       seed: of the shuffles, at least 0.
       batch_size: rows of the global batch, a multiple of process_count.
       process_index, process_count: which part of each batch is ours.
-      workers: reading threads; None takes one per core, at most 16.
-      max_unreadable: share of the source that may be unreadable.
-      unreadable_log: file that names each unreadable image once.
+      reading: how.
 
     Raises:
       UserError: the processes can't share the batch equally.
     """
     rows = _local_rows(batch_size, process_count)
-    self._reader = _Reader(
-      source, max_unreadable, unreadable_log, substitute=True
-    )
-    self._workers = workers
+    self._reader = _Reader(source, reading, substitute=True)
     self._order = _order(source, seed).batch(rows)
     self._process = process_index, process_count
 
@@ -90,12 +107,7 @@ class Pipeline:
   def iterate(self, start_step: int = 0) -> 'Feed':
     """The batches of start_step, start_step + 1, ... read ahead by threads."""
     orders = (self._indices(step) for step in itertools.count(start_step))
-    return Feed(self._reader, orders, self._workers)
-
-  @property
-  def unreadable_count(self) -> int:
-    """Distinct images this process has found unreadable so far."""
-    return len(self._reader.unreadable)
+    return Feed(self._reader, orders)
 
 
 def epoch(
@@ -103,9 +115,7 @@ def epoch(
   batch_size: int,
   process_index: int = 0,
   process_count: int = 1,
-  workers: int | None = None,
-  max_unreadable: float = 0.01,
-  unreadable_log: str | os.PathLike | None = None,
+  reading: Reading = DEFAULT,
 ) -> 'Feed':
   """Each image once, in the order of the source: for evaluation.
 
@@ -114,7 +124,7 @@ def epoch(
   a row only pads the last batch, False where its image is unreadable.
   """
   rows = _local_rows(batch_size, process_count)
-  reader = _Reader(source, max_unreadable, unreadable_log, substitute=False)
+  reader = _Reader(source, reading, substitute=False)
 
   def orders() -> Iterator[np.ndarray]:
     for start in range(0, len(source), batch_size):
@@ -122,7 +132,7 @@ def epoch(
       indices = np.arange(first, first + rows)
       yield np.where(indices < len(source), indices, -1)
 
-  return Feed(reader, orders(), workers)
+  return Feed(reader, orders())
 
 
 class Feed:
@@ -132,18 +142,13 @@ class Feed:
     waited: seconds the consumer has spent in next() so far.
   """
 
-  def __init__(
-    self,
-    reader: '_Reader',
-    orders: Iterator[np.ndarray],
-    workers: int | None,
-  ):
+  def __init__(self, reader: '_Reader', orders: Iterator[np.ndarray]):
     self.waited = 0.0
     self._reader = reader
     self._orders = orders
     # Threads are enough: decoders and copies release the interpreter's lock.
     self._pool = concurrent.futures.ThreadPoolExecutor(
-      workers or min(16, os.cpu_count() or 1), 'read-images'
+      reader.reading.workers or min(16, os.cpu_count() or 1), 'read-images'
     )
     self._ahead = collections.deque()
 
@@ -201,18 +206,12 @@ class Feed:
 class _Reader:
   """Fills batches from a source; knows which of its images are unreadable."""
 
-  def __init__(
-    self,
-    source: Source,
-    max_unreadable: float,
-    unreadable_log: str | os.PathLike | None,
-    substitute: bool,
-  ):
+  def __init__(self, source: Source, reading: Reading, substitute: bool):
     self.unreadable: set[int] = set()
+    self.reading = reading
     self._source = source
-    self._share = max_unreadable
-    self._allowed = tolerable(len(source), max_unreadable)
-    self._log = pathlib.Path(unreadable_log) if unreadable_log else None
+    self._allowed = tolerable(len(source), reading.max_unreadable)
+    self._log = pathlib.Path(reading.log) if reading.log else None
     self._substitute = substitute
     self._lock = threading.Lock()
 
@@ -282,8 +281,8 @@ class _Reader:
         raise UserError(
           f'{self._source.name}: {len(self.unreadable)} of {len(self._source)} '
           f'images are unreadable, more than the {self._allowed} that '
-          f'max_unreadable={self._share:g} allows. The last one: {where} '
-          f'({error}){listed}. Mend or remove them'
+          f'max_unreadable={self.reading.max_unreadable:g} allows. The last '
+          f'one: {where} ({error}){listed}. Mend or remove them'
         )
 
   def _append(self, where: str, error: Unreadable) -> None:

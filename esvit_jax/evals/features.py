@@ -56,9 +56,7 @@ def batches(
   source: data.Source,
   mesh: jax.sharding.Mesh,
   batch_size: int,
-  workers: int = 8,
-  max_unreadable: float = 0.01,
-  unreadable_log: str | None = None,
+  reading: data.Reading,
 ) -> Iterator[dict]:
   """Each image of a source once, as global batches on a mesh.
 
@@ -66,16 +64,14 @@ def batches(
     source: the images.
     mesh: batches are split over it.
     batch_size: images, rounded up to a multiple of the devices.
-    workers, max_unreadable, unreadable_log: as `data.epoch`.
+    reading: how.
   """
   feed = data.epoch(
     source,
     batch_size + -batch_size % mesh.size,
     jax.process_index(),
     jax.process_count(),
-    workers,
-    max_unreadable,
-    unreadable_log,
+    reading,
   )
   with feed:
     for local in feed:

@@ -132,8 +132,7 @@ def _crops(setup: Setup, source, size: int) -> Iterator[tuple]:
     size,
     jax.process_index(),
     jax.process_count(),
-    c.data.workers,
-    c.data.max_unreadable,
+    data.reading(c.data, setup.directory),
   )
   with pipeline.iterate() as feed:
     for step, local in enumerate(feed):

@@ -93,9 +93,7 @@ class Setup(NamedTuple):
       source,
       self.mesh,
       c.batch_size,
-      c.data.workers,
-      c.data.max_unreadable,
-      os.path.join(self.directory, 'unreadable.txt'),
+      data.reading(c.data, self.directory),
     )
 
   def normalize(self, batch) -> jax.Array:

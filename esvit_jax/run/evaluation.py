@@ -133,19 +133,19 @@ class Evaluation:
       for split in ('train', 'test')
     )
     names = self._at_ends if at_start or at_end else self._during
-    found = evals.figures(names, train, test)
-    for name, figures in found.items():
+    judged = evals.figures(names, train, test)
+    for name, figures in judged.items():
       if count := figures.get('non_finite'):
         self.say(f'eval   {name}: {count} non-finite features left out')
-    percent = {name: figures['top1'] for name, figures in found.items()}
+    percent = {name: figures['top1'] for name, figures in judged.items()}
     if at_start:
       return percent
     features = test.features[method.network]
     rows = finite_rows(features, 'test')
     self.features, self.labels = features[rows], test.labels[rows]
     self._index = test.index[rows]
-    some = data.balanced(self.labels, RANK_IMAGES)
-    rank = health.rankme(self.features[some])
+    rows = data.balanced(self.labels, RANK_IMAGES)
+    rank = health.rankme(self.features[rows])
     return {**percent, 'train/feature_rank': rank}
 
   def _accuracy(self, networks) -> dict[str, float]:
@@ -202,9 +202,7 @@ class Evaluation:
       self._sources[split],
       self.job.mesh,
       c.eval.batch_size,
-      c.data.workers,
-      c.data.max_unreadable,
-      os.path.join(self.directory, 'unreadable.txt'),
+      data.reading(c.data, self.directory),
     )
 
 

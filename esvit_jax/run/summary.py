@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from esvit_jax import augment
+from esvit_jax import augment, data
 from esvit_jax.run import startup
 from esvit_jax.workdir import terminal
 from esvit_jax.workdir.metrics import NETWORKS, SCORES
@@ -92,7 +92,7 @@ def conclude(
   if kinds:
     columns = ('features', *(SCORES[kind] for kind in kinds))
     say(terminal.table('top-1 accuracy, %', columns, rows))
-  unreadable = os.path.join(directory, 'unreadable.txt')
+  unreadable = os.path.join(directory, data.UNREADABLE)
   if os.path.exists(unreadable):
     with open(unreadable, encoding='utf-8', errors='replace') as f:
       lines = f.read().splitlines()
