@@ -361,9 +361,8 @@ class TestCorrupt:
   def test_three_among_a_hundred_train_on(self, hundred, tmp_path):
     self._spoil(hundred, [7, 8, 50])
     log = tmp_path / 'run' / 'unreadable.txt'
-    pipeline = data.Pipeline(
-      _open(hundred), 0, 20, reading=data.Reading(log=log)
-    )
+    reading = data.Reading(log=log)
+    pipeline = data.Pipeline(_open(hundred), 0, 20, reading=reading)
     with pipeline.iterate() as feed:
       batches = list(itertools.islice(feed, 10))
     indices = np.concatenate([b['index'] for b in batches])
