@@ -48,6 +48,7 @@ setup(
     'tpu': ['jax[tpu]>=0.10.2'],
     'detection': ['pycocotools'],
     'tensorboard': ['tensorflow', 'tensorboard'],
+    'docs': ['mkdocs>=1.6', 'mkdocs-material', 'mkdocstrings[python]'],
     'dev': [
       *('pillow-heif', 'pyarrow', 'pycocotools'),
       *('pytest', 'pytest-xdist', 'ruff'),

@@ -125,8 +125,11 @@ def test_files_of_experiments(name):
 @pytest.mark.parametrize('name', FILES)
 def test_debug_forms_run(name, tmp_path):
   """Every figure of the table is there at the end."""
-  command = [sys.executable, '-m', 'main', '--config.seeds=(0,)']
-  command += [f'--config=configs/experiments/{name}.py:debug']
+  command = [sys.executable, '-m', 'main']
+  command += [
+    f'--config=configs/experiments/{name}.py:debug',
+    '--config.seeds=(0,)',
+  ]
   subprocess.run([*command, f'--workdir={tmp_path}'], cwd=ROOT, check=True)
   lines = (tmp_path / 'experiment.txt').read_text().splitlines()
   assert not [line for line in lines if line.endswith(' -') or ' - ' in line]
