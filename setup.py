@@ -50,6 +50,7 @@ setup(
     'tensorboard': ['tensorflow', 'tensorboard'],
     'docs': ['mkdocs>=1.6', 'mkdocs-material', 'mkdocstrings[python]'],
     'dev': [
+      *('ipykernel', 'nbclient', 'nbformat', 'pyyaml'),
       *('pillow-heif', 'pyarrow', 'pycocotools'),
       *('pytest', 'pytest-xdist', 'ruff'),
       'scikit-learn',

@@ -13,6 +13,7 @@ from esvit_jax import workdir
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted(ROOT.glob('docs/**/*.md'))
 GENERATED = {'recipes.md', 'config.md'}
+README = ROOT / 'README.md'
 
 
 def test_the_reference_has_every_field_of_a_run():
@@ -38,7 +39,7 @@ def test_published_scores_are_of_recipes_that_exist():
     assert variant in reference.variants(module)
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize('page', [*PAGES, README], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
   text = page.read_text()
   for target in re.findall(r'\]\(([^)#]+)(?:#[^)]*)?\)', text):
@@ -47,7 +48,7 @@ def test_links_lead_somewhere(page):
       assert path.exists() or path.name in GENERATED, target
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize('page', [*PAGES, README], ids=lambda page: page.stem)
 def test_commands_name_configs_that_exist(page):
   for name in re.findall(r'--config=(configs/[\w/]+\.py)', page.read_text()):
     assert (ROOT / name).exists(), name
