@@ -45,11 +45,6 @@ def build(config, run: Run) -> Method:
   network = detector(config, run.object_classes)
   numbers = settings(config, network, groups[0].size)
 
-  def init(key):
-    image = shared.blank_views(groups[0], config.data.channels)[:, 0]
-    params, stats = shared.init_variables(network, key, image)
-    return params, None, {'student': stats}
-
   def loss(params, state, views, key) -> Loss:
     stats = state.extra['student']
     maps, _ = shared.forward(
@@ -69,7 +64,7 @@ def build(config, run: Run) -> Method:
     config,
     groups,
     network.backbone,
-    init=init,
+    init=shared.student_init(network, groups[0], config.data.channels),
     loss=loss,
     views=crops(config),
     momentum=None,

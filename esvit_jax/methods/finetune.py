@@ -44,12 +44,13 @@ def build(config, run: Run) -> Method:
   _check(c, decay)
   network = Classifier(models.build(config.model), classes, c.pool, c.head_std)
 
+  student_init = shared.student_init(network, groups[0], config.data.channels)
+
   def init(key):
-    image = shared.blank_views(groups[0], config.data.channels)[:, 0]
-    params, stats = shared.init_variables(network, key, image)
+    params, _, extra = student_init(key)
     if not decay:
-      return params, None, {'student': stats}
-    return params, params, {'student': stats, 'teacher': stats}
+      return params, None, extra
+    return params, params, {**extra, 'teacher': extra['student']}
 
   def views(batch, keys):
     x = shared.crops(config, groups)(batch, keys)['globals']  # B V h w C

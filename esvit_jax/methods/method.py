@@ -120,6 +120,17 @@ def init_variables(network, key, inputs) -> tuple[Any, Any]:
   return variables['params'], variables.get('batch_stats', {})
 
 
+def student_init(network, group: augment.Group, channels: int) -> Callable:
+  """`Method.init` of a network over single images, without a teacher."""
+
+  def init(key):
+    image = blank_views(group, channels)[:, 0]
+    params, stats = init_variables(network, key, image)
+    return params, None, {'student': stats}
+
+  return init
+
+
 def view_groups(
   config, why: str, count: int = 0, others: bool = False
 ) -> tuple[augment.Group, ...]:

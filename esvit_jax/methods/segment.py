@@ -45,11 +45,6 @@ def build(config, run: Run) -> Method:
   )
   network = segmenter(config, run.pixel_classes)
 
-  def init(key):
-    image = shared.blank_views(groups[0], config.data.channels)[:, 0]
-    params, stats = shared.init_variables(network, key, image)
-    return params, None, {'student': stats}
-
   def loss(params, state, views, key) -> Loss:
     (logits, auxiliary), stats = shared.forward(
       network, params, state.extra['student'], views['globals'][:, 0], key
@@ -65,7 +60,7 @@ def build(config, run: Run) -> Method:
     config,
     groups,
     network.backbone,
-    init=init,
+    init=shared.student_init(network, groups[0], config.data.channels),
     loss=loss,
     views=crops(config),
     momentum=None,
