@@ -34,14 +34,8 @@ from esvit_jax.data import (
 )
 from esvit_jax.data.crops import MARGIN, center_cropped, enlarged
 from esvit_jax.data.fewshot import balanced
-from esvit_jax.data.pipeline import (
-  UNREADABLE,
-  Feed,
-  Pipeline,
-  Reading,
-  epoch,
-  reading,
-)
+from esvit_jax.data.pipeline import Feed, Pipeline, epoch
+from esvit_jax.data.reader import UNREADABLE, Reading, reading
 from esvit_jax.data.segmentation import zero_is_void
 from esvit_jax.data.source import Request, Source, spread
 from esvit_jax.data.subset import (

@@ -213,11 +213,11 @@ def _turned_back(image) -> Callable:
   """What undoes the turn that PIL gives TIFFs, and them alone, on loading."""
   if image.format != 'TIFF':
     return lambda x: x
-  told = image.getexif().get(formats.EXIF_ORIENTATION, 1)
+  stored = image.getexif().get(formats.EXIF_ORIENTATION, 1)
   image.load()
-  if image.getexif().get(formats.EXIF_ORIENTATION, 1) == told:
+  if image.getexif().get(formats.EXIF_ORIENTATION, 1) == stored:
     return lambda x: x
-  return formats.UPRIGHT.get({6: 8, 8: 6}.get(told, told), lambda x: x)
+  return formats.UPRIGHT.get({6: 8, 8: 6}.get(stored, stored), lambda x: x)
 
 
 def _scale(h: int, w: int, canvas: tuple[int, int]) -> float:

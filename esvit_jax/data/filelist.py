@@ -51,8 +51,8 @@ def open_split(request: Request) -> Source:
         f'file lists in {str(root)!r}: no split {part!r}; there is {listed}'
       )
     lines += lists[name]
-  every = [label for each in lists.values() for _, label in each]
-  names = sorted({x for x in every if x}, key=_order(every))
+  labels = [label for rows in lists.values() for _, label in rows]
+  names = sorted(filter(None, set(labels)), key=_order(labels))
   number = {name: k for k, name in enumerate(names)}
   labelled = [bool(label) for _, label in lines]
   if not lines or any(labelled) != all(labelled):

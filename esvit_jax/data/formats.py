@@ -92,11 +92,11 @@ def header(record: bytes | np.ndarray, channels: int = 3) -> Header:
     image, pages = deep(record, channels), _pages(record, channels)
   if image is not None:
     bands = image.shape[2] if image.ndim == 3 else 1
-    found = Header(image.shape[:2], bands, pages)
+    header = Header(image.shape[:2], bands, pages)
     if image.dtype == np.uint8:
-      return found
+      return header
     values = depth.value_range(without_alpha(image, channels))
-    return found._replace(dtype=image.dtype.name, range=values)
+    return header._replace(dtype=image.dtype.name, range=values)
   try:
     with open_image(record) as image:
       size = (image.height, image.width)

@@ -33,8 +33,8 @@ def subset(source: Source, indices: Sequence[int], what: str) -> Source:
   indices = np.asarray(indices)
   segmentation = source.segmentation
   if segmentation:
-    whole = segmentation.read
-    segmentation = segmentation._replace(read=lambda i: whole(int(indices[i])))
+    read = segmentation.read
+    segmentation = segmentation._replace(read=lambda i: read(int(indices[i])))
   objects = source.objects
   if objects:
     objects = objects._replace(
@@ -114,7 +114,7 @@ def labelled(source: Source) -> Source:
 def hold_out(
   source: Source, share: float = HELD_OUT, seed: int = 0
 ) -> tuple[Source, Source]:
-  """(the rest, `share` of each class): a test split for sets without one.
+  """(the others, `share` of each class): a test split for sets without one.
 
   Of each class one image at least is held out, and one is left to train on;
   images without a label are trained on. Where there are no labels, or reading
@@ -137,9 +137,9 @@ def hold_out(
       f'{source.name} has {len(source)} images: too few to hold some out; set '
       "data.test_split=''"
     )
-  rest = np.setdiff1d(np.arange(len(source)), held)
+  kept = np.setdiff1d(np.arange(len(source)), held)
   return (
-    subset(source, rest, f'all but {len(held):,} held out'),
+    subset(source, kept, f'all but {len(held):,} held out'),
     _drawn(source, np.sort(held), f'{len(held):,} held out'),
   )
 
@@ -159,8 +159,8 @@ def labels(source: Source, workers: int = 8) -> np.ndarray:
       return np.full(source.label_shape, -1, np.int32)
 
   with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:
-    every = pool.map(label, range(len(source)), chunksize=256)
-    return np.array(list(every), np.int32)
+    labels = pool.map(label, range(len(source)), chunksize=256)
+    return np.array(list(labels), np.int32)
 
 
 def subsample(

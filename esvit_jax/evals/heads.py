@@ -139,8 +139,8 @@ def train(
   trained = 0
   for x, y in _packs(stream, len(rates), classes):
     place = functools.partial(_placed, mesh=mesh)
-    now = slice(trained, trained + len(y))
-    steps = place(np.arange(len(rates))[now]), place(rates[now])
+    at = slice(trained, trained + len(y))
+    steps = place(np.arange(len(rates))[at]), place(rates[at])
     pack = jax.tree.map(functools.partial(place, split=True), (x, y))
     heads = _train(heads, *pack, *steps, tx=tx)
     trained += len(y)
@@ -273,12 +273,12 @@ def _step(heads: Heads, x, y, t, rate, norm: str, tx) -> Heads:
   x = x.astype(jnp.float32)
   mean, var = heads.mean, heads.var
   if norm == 'batch':
-    now, spread = x.mean(0), x.var(0)
+    batch_mean, batch_var = x.mean(0), x.var(0)
     # A plain mean of the first ten batches, then torch's 0.9 and 0.1.
     new = jnp.maximum(0.1, 1 / (t + 1))
-    mean = mean + new * (now - mean)
-    var = var + new * (spread * len(x) / max(len(x) - 1, 1) - var)
-    x = (x - now[None]) * jax.lax.rsqrt(spread + EPSILON)[None]
+    mean = mean + new * (batch_mean - mean)
+    var = var + new * (batch_var * len(x) / max(len(x) - 1, 1) - var)
+    x = (x - batch_mean[None]) * jax.lax.rsqrt(batch_var + EPSILON)[None]
 
   def update(params, opt_state, rate):
     grads = jax.grad(cross_entropy)(params, x, y)

@@ -28,8 +28,8 @@ def run(config, directory: str, out) -> Result:
   crops = data.center_cropped(source, c.size)
 
   def images(rows):
-    some = data.subset(crops, index[np.asarray(rows)], 'shown')
-    with data.epoch(some, len(some)) as feed:
+    shown = data.subset(crops, index[np.asarray(rows)], 'shown')
+    with data.epoch(shown, len(shown)) as feed:
       return np.asarray(setup.normalize(next(feed)))
 
   inspect = networks.inspect(setup.backbone)
