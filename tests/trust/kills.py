@@ -130,5 +130,20 @@ def results(
       left, count = left - 1, count - 1
       yield kill._replace(run=number)
     command.finish()
-    if command.state() != reference.state():
-      raise AssertionError(f'{command.run} ended in another state')
+    if differ := differences(command.state(), reference.state()):
+      raise AssertionError(f'{command.run} ended otherwise: {differ[:5]}')
+
+
+def differences(state: tuple, reference: tuple) -> list[str]:
+  """What is not the same in two states, see `Command.state`."""
+  (arrays, lines), (right, right_lines) = state, reference
+  differ = [k for k in right if arrays.get(k) != right[k]]
+  steps, right_steps = ([x['step'] for x in y] for y in (lines, right_lines))
+  if steps != right_steps:
+    return [*differ, f'steps {steps} and {right_steps}']
+  return differ + [
+    f'step {a["step"]}: {k} {a.get(k)} and {b.get(k)}'
+    for a, b in zip(lines, right_lines)
+    for k in a.keys() | b.keys()
+    if a.get(k) != b.get(k)
+  ]
