@@ -11,6 +11,7 @@ import argparse
 import collections
 import io
 import json
+import math
 import os
 import pathlib
 import platform
@@ -37,10 +38,10 @@ class Row(NamedTuple):
   wrong: list[str]
 
 
-def kills(folder: pathlib.Path, seed: int, count: int = 50) -> Row:
+def kills(folder: pathlib.Path, seed: int, count=50, seconds=math.inf) -> Row:
   from tests.trust import kills
 
-  done = list(kills.results(folder, count, seed))
+  done = list(kills.results(folder, count, seed, seconds))
   trained = sum(kill.after > 0 for kill in done)
   return Row(
     f'{len(done)} kills (-9) at random moments of {done[-1].run} runs',
@@ -50,10 +51,10 @@ def kills(folder: pathlib.Path, seed: int, count: int = 50) -> Row:
   )
 
 
-def faults(folder: pathlib.Path, seed: int, count: int = 200) -> Row:
+def faults(folder: pathlib.Path, seed: int, count=200, seconds=math.inf) -> Row:
   from tests.trust import faults
 
-  done = faults.results(folder, count, seed)
+  done = faults.results(folder, count, seed, seconds)
   wrong = [f'{x.fault}: {x.wrong}' for x in done if x.wrong]
   codes = collections.Counter(x.code for x in done)
   errors = ', '.join(sorted({str(x.fault).split()[0] for x in done}))
@@ -195,6 +196,7 @@ def main() -> int:
   parser.add_argument('--part', choices=PARTS, action='append')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--count', type=int, help='of kills, faults or flips')
+  parser.add_argument('--minutes', type=float, help='for kills or faults')
   arguments = parser.parse_args()
   os.environ.update(runs.ENVIRONMENT)
   failed = False
@@ -203,6 +205,8 @@ def main() -> int:
     options = {}
     if arguments.count and part in ('kills', 'faults', 'flips'):
       options['count'] = arguments.count
+    if arguments.minutes and part in ('kills', 'faults'):
+      options['seconds'] = 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as folder:
       row = PARTS[part](pathlib.Path(folder), arguments.seed, **options)
     minutes = (time.monotonic() - began) / 60

@@ -13,12 +13,14 @@ import functools
 import gc
 import io
 import json
+import math
 import os
 import pathlib
 import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -95,11 +97,20 @@ def compiled(folder: pathlib.Path) -> pathlib.Path:
   return library
 
 
-def results(folder: pathlib.Path, count: int, seed: int = 0) -> list[Outcome]:
-  """Outcomes of `count` cases that fired, in a process of their own."""
+def results(
+  folder: pathlib.Path, count: int, seed: int = 0, seconds: float = math.inf
+) -> list[Outcome]:
+  """Outcomes of cases that fired, in a process of their own.
+
+  Args:
+    folder: empty.
+    count: cases.
+    seed: of them.
+    seconds: after which no further case begins.
+  """
   command = [sys.executable, '-m', 'tests.trust.faults', str(folder)]
   done = subprocess.run(
-    [*command, str(count), str(seed)],
+    [*command, str(count), str(seed), str(seconds)],
     env=runs.environment(folder / 'cache')
     | {'LD_PRELOAD': str(compiled(folder))},
     cwd=runs.ROOT,
@@ -275,11 +286,11 @@ def cases(counts: dict, seed: int) -> Iterator[Fault]:
       yield Fault(place, call, nth, times, rng.choice(ERRORS), fresh)
 
 
-def main(folder: str, count: str, seed: str) -> None:
+def main(folder: str, count: str, seed: str, seconds: str) -> None:
+  began, done = time.monotonic(), 0
   bench = Bench(pathlib.Path(folder))
-  done = 0
   for fault in cases(bench.counts(), int(seed)):
-    if done == int(count):
+    if done == int(count) or time.monotonic() - began > float(seconds):
       break
     outcome = bench.outcome(fault)
     if outcome.fired:

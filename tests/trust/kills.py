@@ -1,6 +1,7 @@
 """kill -9 at random moments; what is left goes on as if nothing had been."""
 
 import json
+import math
 import os
 import pathlib
 import random
@@ -14,6 +15,7 @@ from tests.trust import runs
 
 STEPS = 40
 # Half of the kills come while it trains and saves, the others at any time.
+AT_MOST = 12  # kills of one run
 LATEST = 4.0  # seconds after the first step
 CHANGE = {'steps': STEPS, 'eval.every_epochs': 4.0}
 # Of metrics that tell of the machine.
@@ -101,15 +103,15 @@ class Command:
 
 
 def results(
-  folder: pathlib.Path, count: int, seed: int = 0, at_most: int = 12
+  folder: pathlib.Path, count: int, seed: int = 0, seconds: float = math.inf
 ) -> Iterator[Kill]:
-  """Kills runs until all are `count` kills; each run then has to be whole.
+  """Kills runs, AT_MOST times each; each of them then has to be whole.
 
   Args:
     folder: empty.
     count: kills.
     seed: of the moments.
-    at_most: kills of one run.
+    seconds: after which no further kill is begun.
 
   Raises:
     AssertionError: a run did not go on, or ended in another state.
@@ -120,10 +122,10 @@ def results(
   began = time.monotonic()
   Command(folder, 'again').finish()
   whole, number = time.monotonic() - began, 0
-  while count:
+  while count and time.monotonic() - began < seconds:
     number += 1
-    command, left = Command(folder, f'run{number}'), min(at_most, count)
-    while left:
+    command, left = Command(folder, f'run{number}'), min(AT_MOST, count)
+    while left and time.monotonic() - began < seconds:
       kill = command.kill(rng, whole)
       if kill is None:
         break
