@@ -10,7 +10,7 @@ import os
 import sys
 
 from esvit_jax import protocols, report, workdir
-from esvit_jax.errors import UserError, require_local
+from esvit_jax.errors import UserError, in_one_line, require_local
 from esvit_jax.workdir import figures, provenance, terminal
 
 
@@ -38,7 +38,11 @@ def run(config, directory: str = '', out=sys.stdout) -> dict:
   write(result)
   _print(result, out)
   if os.path.exists(os.path.join(result.directory, 'metrics.jsonl')):
-    print(f'report   {report.build([result.directory])}', file=out)
+    try:
+      page = report.build([result.directory])
+    except Exception as e:  # the figures are written
+      page = f'failed: {in_one_line(e)}'
+    print(f'report   {page}', file=out)
   return result.figures
 
 

@@ -18,7 +18,7 @@ import jax
 from esvit_jax import data, models, report, sharding, workdir
 from esvit_jax import state as state_lib
 from esvit_jax.analysis.pictures import Album, Gallery
-from esvit_jax.errors import Stopped, in_one_line
+from esvit_jax.errors import Stopped, UserError, in_one_line
 from esvit_jax.run import jobs, replay, startup, summary
 from esvit_jax.run.evaluation import Evaluation, headline
 from esvit_jax.run.initial import initial_state
@@ -73,7 +73,6 @@ def _run(config, directory: str, out):
       job = jobs.prepare(config)
       if first:
         stack.enter_context(workdir.claim(directory, config.to_dict()))
-        summary.space(job, directory).check()
     request = stack.enter_context(StopRequest())
     state = _train(job, directory, request, out if first else None)
     return state, int(state.step) == job.horizon.steps
@@ -100,6 +99,8 @@ def _train(
       state, damaged = checkpoints.resume(job.state)
       resumed = int(state.step)
     first = int(state.step)
+    if first < steps:
+      summary.space(job, directory).check()
     metrics = Metrics(directory, resumed, config.tensorboard, out is not None)
     stack.callback(metrics.close)
     score = headline(job.method)
@@ -166,7 +167,7 @@ def _train(
       metrics,
       verdict,
       paths,
-      report.next_step(directory) if out is not None else '',
+      next_step(directory) if out is not None else '',
       progress.say,
     )
   return state
@@ -262,6 +263,14 @@ def report_page(directory: str, say, running: bool = True) -> list[str]:
   except Exception as e:
     say(f'the report failed: {in_one_line(e)}')
     return []
+
+
+def next_step(directory: str) -> str:
+  """What to try next; a file that cannot be read costs the advice only."""
+  try:
+    return report.next_step(directory)
+  except UserError as e:
+    return f'mend a file: {e}'
 
 
 def gallery(evaluation: Evaluation) -> Gallery | None:

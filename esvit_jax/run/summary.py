@@ -1,5 +1,6 @@
 """What a run says before its first step and after its last."""
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -93,9 +94,11 @@ def conclude(
     columns = ('features', *(SCORES[kind] for kind in kinds))
     say(terminal.table('top-1 accuracy, %', columns, rows))
   unreadable = os.path.join(directory, data.UNREADABLE)
-  if os.path.exists(unreadable):
+  lines = []
+  with contextlib.suppress(OSError):
     with open(unreadable, encoding='utf-8', errors='replace') as f:
       lines = f.read().splitlines()
+  if lines:
     say(
       f'unreadable   {len(lines)} images, such as '
       f'{lines[0].partition(chr(9))[0]}: all are listed in {unreadable}'

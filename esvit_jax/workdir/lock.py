@@ -59,8 +59,9 @@ def check(path: str, config: dict) -> None:
     there = flatten(read_json(file))
   except (OSError, ValueError) as e:
     raise UserError(
-      f'cannot read {file} ({in_one_line(e)}): restore it, or choose another '
-      '--workdir; the run there is as it was'
+      f'cannot read {file} ({in_one_line(e)}): restore it, as from '
+      'config/metadata of a checkpoint, or choose another --workdir; the run '
+      'there is as it was'
     ) from e
   here = flatten(json.loads(json.dumps(config)))
   older = {RENAMED[key]: key for key in there if RENAMED.get(key) in here}
