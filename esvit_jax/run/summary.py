@@ -95,9 +95,11 @@ def conclude(
     say(terminal.table('top-1 accuracy, %', columns, rows))
   unreadable = os.path.join(directory, data.UNREADABLE)
   lines = []
-  with contextlib.suppress(OSError):
-    with open(unreadable, encoding='utf-8', errors='replace') as f:
-      lines = f.read().splitlines()
+  with (
+    contextlib.suppress(OSError),
+    open(unreadable, encoding='utf-8', errors='replace') as f,
+  ):
+    lines = f.read().splitlines()
   if lines:
     say(
       f'unreadable   {len(lines)} images, such as '
