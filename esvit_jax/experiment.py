@@ -18,6 +18,7 @@ from esvit_jax.analysis.plots import experiment as plots
 from esvit_jax.errors import UserError, require_local
 from esvit_jax.workdir import metrics, provenance, terminal
 
+COLUMNS = 5  # figures side by side
 PREFIX = 'run:'  # of a field that names another run of the same seed
 
 
@@ -181,16 +182,20 @@ def summary(config, rows: list[dict]) -> dict:
 
 
 def table(config, rows: list[dict]) -> str:
-  """Means and spreads, a line for each run."""
-  lines = []
-  for name, figures in summary(config, rows).items():
-    cells = []
-    for title in config.figures:
-      mean, spread = figures.get(title, (None, None))
-      cell = '-' if mean is None else f'{mean:.1f}'
-      cells.append(cell if spread is None else f'{cell} ± {spread:.1f}')
-    lines.append((name, *cells))
-  text = terminal.table(config.experiment, ('run', *config.figures), lines)
+  """Means and spreads, a line for each run; many figures fill several."""
+  tables, every = [], list(config.figures)
+  for first in range(0, len(every), COLUMNS):
+    titles = every[first : first + COLUMNS]
+    lines = []
+    for name, figures in summary(config, rows).items():
+      cells = []
+      for title in titles:
+        mean, spread = figures.get(title, (None, None))
+        cell = '-' if mean is None else f'{mean:.1f}'
+        cells.append(cell if spread is None else f'{cell} ± {spread:.1f}')
+      lines.append((name, *cells))
+    tables.append(terminal.table(config.experiment, ('run', *titles), lines))
+  text = '\n'.join(tables)
   seeds = ', '.join(map(str, sorted({row['seed'] for row in rows})))
   return f'{text}\n  mean ± standard deviation, seeds {seeds}'
 

@@ -178,3 +178,28 @@ def test_every_bit_of_a_falling_schedule():
   steps = schedules.falling(1.0, 90, 0, drops=(2 / 3, 8 / 9))
   values = [float(steps(jnp.array(k))) for k in (59, 60, 79, 80)]
   np.testing.assert_allclose(values, [1, 0.1, 0.1, 0.01], rtol=1e-5)
+
+
+def test_memory_is_told_from_shapes():
+  from esvit_jax.protocols import memory
+
+  c = config('detect', 'scenes')
+  source = data.open_source(c.data.to_dict())
+  kept = [
+    memory.kept_by_image(memory._at(c, source, side)) for side in (64, 128)
+  ]
+  assert 2 < kept[1] / kept[0] < 6
+  text = memory.line(c, source)
+  assert 'at 64 px' in text and 'at 640' not in text and '\n' not in text
+
+
+def test_a_bar_only_on_a_terminal():
+  from esvit_jax.workdir import terminal
+
+  class Screen(io.StringIO):
+    def isatty(self):
+      return True
+
+  for out, shown in ((io.StringIO(), False), (Screen(), True)):
+    assert list(terminal.counted(range(3), 3, 'judging', out)) == [0, 1, 2]
+    assert ('judging' in out.getvalue()) == shown

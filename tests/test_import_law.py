@@ -28,7 +28,7 @@ LAW = {
   'evaluate': ('protocols report workdir', ''),
   'protocols': (
     'train report analysis run methods detection dense evals weights workdir '
-    'augment models data sharding',
+    'augment models data state sharding',
     'jax numpy',
   ),
   'train': (

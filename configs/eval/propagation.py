@@ -17,6 +17,7 @@ def get_config(arg: str | None = None):
   c = common.evaluation('propagation')
   c.data.source, c.size, multiple = row  # size: of the shorter side, pixels
   c.data.split = 'val'  # of DAVIS
+  c.networks = ()  # 'pre-trained', 'random init', 'raw patches'; (): all
   c.data.canvas = 0
   c.propagation = ConfigDict()
   c.propagation.multiple = (

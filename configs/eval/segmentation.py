@@ -17,6 +17,7 @@ def get_config():
   c.batch_size = 32
   c.size = 96  # longer side of images, pixels
   c.data.source = 'scenes'
+  c.networks = ()  # 'pre-trained', 'random init', 'raw patches'; (): all
   c.data.canvas = 0  # pixels beyond it are ignored
   c.data.zero = 'class'  # of masks; 'void' if classes begin at 1
   c.segmentation = ConfigDict()

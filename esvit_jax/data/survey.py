@@ -70,7 +70,12 @@ def require(source: Source) -> segmentation_lib.Segmentation:
   """
   if source.segmentation is None:
     raise UserError(
-      f'{source.name} has no masks: use --config.data.source=scenes or '
-      'masks:/path'
+      f'{source.name} has no masks{_because(source)}: use '
+      '--config.data.source=scenes or masks:/path'
     )
   return source.segmentation
+
+
+def _because(source: Source) -> str:
+  """What is known of a source whose masks are missing, in brackets."""
+  return f' ({"; ".join(source.notes)})' if source.notes else ''

@@ -16,6 +16,15 @@ from esvit_jax.data.tfrecord import TFRecords
 from esvit_jax.data.unreadable import Unreadable
 from esvit_jax.errors import UserError
 
+# What looks like something else, as people should know.
+NOTES = {
+  'scene_parse150': (
+    'its annotations are the instances of the 2017 challenge, not the 150 '
+    'classes of ADE20K: for those take ADEChallengeData2016 as a folder, '
+    '--config.data.source=masks:PATH --config.data.zero=void',
+  ),
+}
+
 
 def split_names(place: str, data_dir: str | None) -> tuple[str, ...]:
   """The splits there are. Raises UserError as `open_split`."""
@@ -85,6 +94,7 @@ def open_split(request: Request) -> Source:
     canvas=request.canvas,
     channels=request.channels or (1 if wanted['image'].shape[-1] == 1 else 3),
     multi_label=multi_label,
+    notes=NOTES.get(info.name, ()),
     label_bytes=_bytes(instructions),
   )
 

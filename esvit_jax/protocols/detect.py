@@ -17,7 +17,7 @@ from esvit_jax.detection import average_precision, mask_rcnn, shapes
 from esvit_jax.detection import boxes as boxes_lib
 from esvit_jax.errors import UserError
 from esvit_jax.methods import detect
-from esvit_jax.protocols import finetune
+from esvit_jax.protocols import finetune, memory
 from esvit_jax.protocols.setup import Result
 from esvit_jax.workdir import terminal
 from esvit_jax.workdir.checkpoint import restore_parts
@@ -63,6 +63,7 @@ def run(config, directory: str, out) -> Result:
         '--config.data.source=scenes or coco:PATH'
       )
   test = data.sample(test, config.detect.test_images, config.seed)
+  print(memory.line(config, source), file=out)
   draw_targets(config, source, directory)
   train.finish(config, directory, out)
   found = judge(config, directory, test, out)

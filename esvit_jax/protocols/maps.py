@@ -19,6 +19,7 @@ from esvit_jax.weights import architecture
 from esvit_jax.weights import networks as networks_lib
 
 PRE_TRAINED = 'pre-trained'
+RANDOM = 'random init'
 RAW = 'raw patches'
 ALL = 'all'  # maps side by side
 # A raw patch of more numbers stands beside no map: 768 are 16 x 16 x 3.
@@ -45,6 +46,9 @@ def networks(setup: Setup, size: tuple[int, int]) -> dict[str, Network]:
     setup: whose network.
     size: height and width of the images.
 
+  Returns:
+    Name -> network, those of `networks` in the config if it names some.
+
   Raises:
     UserError: a map's tokens are not whole pixels at this size.
   """
@@ -59,27 +63,47 @@ def networks(setup: Setup, size: tuple[int, int]) -> dict[str, Network]:
 
   trained = setup.variables
   fresh = jax.jit(architecture.backbone_init(module, channels))
-  fresh = {k: v for k, v in fresh(jax.random.key(0)).items() if k in trained}
+  fresh = fresh(jax.random.key(setup.config.seed))
+  fresh = {k: v for k, v in fresh.items() if k in trained}
   images = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
   patches = [
     _patch(size, x.shape[1:3]) for x in jax.eval_shape(maps, trained, images)
   ]
+  chosen = setup.config.networks
   raw = [p for p in patches if p[0] * p[1] * channels <= _LONGEST_PATCH]
   found = {
     PRE_TRAINED: Network(jax.device_put(trained, whole), maps),
-    'random init': Network(jax.device_put(fresh, whole), maps),
+    RANDOM: Network(jax.device_put(fresh, whole), maps),
   }
   if raw:
     found[RAW] = Network(
       {}, lambda _, images: tuple(_patches(images, p) for p in raw)
     )
-  return found
+  for name in chosen:
+    if name not in (PRE_TRAINED, RANDOM, RAW):
+      raise UserError(
+        f"config.networks names '{name}': use {PRE_TRAINED}, {RANDOM}, {RAW}"
+      )
+  return {
+    k: v
+    for k, v in found.items()
+    if k == PRE_TRAINED or not chosen or k in chosen
+  }
 
 
 def named(maps, images_height: int) -> dict[str, tuple]:
   """'4 px' and so on -> that map alone; ALL -> all of several."""
   single = {f'{images_height // x.shape[1]} px': (x,) for x in maps}
   return single | ({ALL: tuple(maps)} if len(maps) > 1 else {})
+
+
+def by_network(rows: list[dict]) -> dict:
+  """Rows of a table as network -> features -> figures."""
+  found = {}
+  for row in rows:
+    figures = {k: v for k, v in row.items() if isinstance(v, float)}
+    found.setdefault(row['network'], {})[row['features']] = figures
+  return found
 
 
 def unit(maps) -> jax.Array:

@@ -63,7 +63,7 @@ def run(config, directory: str, out) -> Result:
   of_size = functools.cache(lambda size: maps_lib.networks(setup, size))
   followed, objects = {}, 0
   trackers = {}
-  for i in range(count):
+  for i in terminal.counted(range(count), count, 'videos', out):
     video = videos.read(i)
     objects += _count(video)
     size = view_size(video.frames.shape[1:3], c.size, c.propagation.multiple)
@@ -90,6 +90,7 @@ def run(config, directory: str, out) -> Result:
       'features': best['features'],
       'videos': count,
       'objects': objects,
+      'maps': maps_lib.by_network(rows),
       'table': rows,
     }
   )

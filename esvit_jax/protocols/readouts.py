@@ -1,6 +1,6 @@
 """Read-outs of maps: learned from masks in one reading, judged in another."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from esvit_jax.dense import (
 from esvit_jax.evals import neighbours
 from esvit_jax.protocols import maps as maps_lib
 from esvit_jax.protocols.setup import Setup
+from esvit_jax.workdir import terminal
 
 READOUTS = ('linear', 'balanced', 'in_context')
 
@@ -45,12 +46,20 @@ class Task(NamedTuple):
     network: to judge.
     balance: weight of each class f32[C].
     count: patches to remember of an image.
+    out: where to show how far it is.
   """
 
   setup: Setup
   network: maps_lib.Network
   balance: np.ndarray
   count: int
+  out: Any
+
+  def batches(self, source, what: str):
+    """Each image of a source once; see `Setup.whole_batches`."""
+    total = -(-len(source) // self.setup.config.batch_size)
+    batches = self.setup.whole_batches(source)
+    return terminal.counted(batches, total, what, self.out)
 
   def view(self, batch) -> tuple[jax.Array, jax.Array]:
     """Whole images, normalised, and the size of their pixels in a view."""
@@ -84,7 +93,7 @@ def learn(task: Task, parts) -> dict[str, Learned]:
   sums, banks = [], {}
   for part in parts:
     total = None
-    for batch in task.setup.whole_batches(part):
+    for batch in task.batches(part, 'learning'):
       found = jax.device_get(read(task.network.variables, batch))
       some = jax.tree.map(np.float64, {k: v[0] for k, v in found.items()})
       total = some if total is None else jax.tree.map(np.add, total, some)
@@ -145,7 +154,7 @@ def judge(task: Task, test, learned) -> dict[str, dict[str, metrics.Scores]]:
   readouts = {name: tuple(x[:2]) for name, x in learned.items()}
   banks = {k: jax.device_put(x.shares, everywhere) for k, x in learned.items()}
   totals = {name: [0, 0, 0] for name in learned}
-  for batch in task.setup.whole_batches(test):
+  for batch in task.batches(test, 'judging'):
     found = read(task.network.variables, readouts, batch)
     for name, (confusions, unit) in jax.device_get(found).items():
       near = neighbours.nearest(

@@ -14,7 +14,7 @@ from esvit_jax.analysis.plots.images import pixels
 from esvit_jax.dense import VOID, metrics, resize, sliding, views
 from esvit_jax.errors import UserError
 from esvit_jax.methods import segment
-from esvit_jax.protocols import finetune
+from esvit_jax.protocols import finetune, memory
 from esvit_jax.protocols.setup import Result
 from esvit_jax.workdir import terminal
 from esvit_jax.workdir.checkpoint import restore_parts
@@ -50,6 +50,7 @@ def run(config, directory: str, out) -> Result:
   for each in (source, test):
     survey = data.survey(each, config.data.workers)
     print(f'masks    {survey.line(each)}', file=out)
+  print(memory.line(config, source), file=out)
   draw_pairs(config, source, directory)
   train.finish(config, directory, out)
   scores = judge(config, directory, test, out)

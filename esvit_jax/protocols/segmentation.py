@@ -53,7 +53,8 @@ def run(config, directory: str, out) -> Result:
   per_image = max(1, c.segmentation.memory // len(train))
   rows, classes = [], {}
   for name, network in maps_lib.networks(setup, (c.size, c.size)).items():
-    task = readouts.Task(setup, network, balance.astype(np.float32), per_image)
+    weights = balance.astype(np.float32)
+    task = readouts.Task(setup, network, weights, per_image, out)
     learned = readouts.learn(task, parts)
     for features, scores in readouts.judge(task, test, learned).items():
       rows.append({'network': name, 'features': features, **_row(scores)})
@@ -72,6 +73,7 @@ def run(config, directory: str, out) -> Result:
       'train_images': len(train),
       'test_images': len(test),
       'void_percent': 100 * surveys[1].void,
+      'maps': maps_lib.by_network(rows),
       'table': rows,
       'iou_of_classes': _per_class(train, surveys[1].counts, classes),
     }
