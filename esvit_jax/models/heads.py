@@ -7,6 +7,7 @@ from flax import linen as nn
 from esvit_jax.errors import UserError
 from esvit_jax.models.layers import (
   BatchNorm,
+  gelu,
   l2_normalize,
   linear_init,
   torch_default_init,
@@ -57,7 +58,7 @@ class DINOHead(nn.Module):
         break
       if self.use_bn:
         x = BatchNorm(dtype=self.dtype, name=f'norm{i}')(x, train)
-      x = nn.gelu(x, approximate=False)
+      x = gelu(x)
     prototypes = Prototypes(
       self.out_dim, self.bottleneck, self.norm_last_layer, name='last_layer'
     )()
@@ -79,4 +80,4 @@ class Prototypes(nn.Module):
     g = self.param('g', nn.initializers.ones, (self.count, 1))
     if self.fixed_length:
       g = jax.lax.stop_gradient(g)
-    return g * v / jnp.linalg.norm(v, axis=-1, keepdims=True)
+    return v * (g / jnp.linalg.norm(v, axis=-1, keepdims=True))

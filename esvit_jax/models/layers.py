@@ -102,6 +102,31 @@ def uniform_init(bound: float) -> nn.initializers.Initializer:
   return init
 
 
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+  """x Phi(x), exactly (1606.08415); keeps x alone for the backward pass.
+
+  Phi is of erf, as in PyTorch: erfc, of which jax.nn.gelu is made, costs twice
+  as much on a CPU, for digits where the value vanishes.
+  """
+  y = x.astype(jnp.float32)
+  return (y * _normal_cdf(y)).astype(x.dtype)
+
+
+def _normal_cdf(x):
+  return 0.5 * (1 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
+
+
+def _gelu_backward(x, upstream):
+  y = x.astype(jnp.float32)
+  density = jnp.exp(-0.5 * y * y) * np.float32(1 / np.sqrt(2 * np.pi))
+  slope = _normal_cdf(y) + y * density
+  return ((upstream.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
 class DropPath(nn.Module):
   """Drops a residual branch in random views (stochastic depth, 1603.09382).
 
@@ -122,8 +147,9 @@ class DropPath(nn.Module):
     kept = jax.random.bernoulli(
       self.make_rng('drop_path'), keep, (len(tokens), owner[-1] + 1)
     )
-    scale = (kept / keep).astype(tokens.dtype)  # B V
-    return tokens * scale[:, owner, None]
+    scale = (kept / keep).astype(tokens.dtype)[:, owner]  # B T
+    # Looked up once for a token, not again for each of its channels.
+    return tokens * jax.lax.optimization_barrier(scale)[..., None]
 
 
 class Mlp(nn.Module):
@@ -141,7 +167,7 @@ class Mlp(nn.Module):
     y = nn.Dense(self.hidden, kernel_init=first, dtype=self.dtype, name='fc1')(
       x
     )
-    y = nn.gelu(y, approximate=False)
+    y = gelu(y)
     return nn.Dense(
       x.shape[-1], kernel_init=last, dtype=self.dtype, name='fc2'
     )(y)

@@ -10,16 +10,10 @@ groups, n = window^2 tokens of a window, a head, d = C / heads.
 
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from esvit_jax.models.attention import (
-  attention_logits,
-  split_heads,
-  weighted_values,
-)
 from esvit_jax.models.backbone import (
   Backbone,
   Features,
@@ -38,14 +32,13 @@ from esvit_jax.models.layers import (
 from esvit_jax.models.patches import PatchEmbed
 from esvit_jax.models.positions import window_index
 from esvit_jax.models.stages import DEBUG, check_stages, stage_layer_ids
+from esvit_jax.models.window_attention import attend
 from esvit_jax.models.windows import (
   from_windows,
   stage_window,
   to_windows,
   window_parts,
 )
-
-MASKED = -100.0  # as published; not -inf
 
 
 def _size(dim: int, heads: int, depth: int, drop_path: float) -> dict:
@@ -208,18 +201,15 @@ class WindowAttention(nn.Module):
 
     qkv = to_windows(unpack(qkv, shapes), self.window, self.shift)
     qkv += qkv_bias.astype(self.dtype)[None, None, None]
-    q, k, v = split_heads(qkv, 3, a)  # B W n a d
-    logits = attention_logits(q, k)
-    bias = table[window_index(self.window)]  # n n a
-    logits += bias.transpose(2, 0, 1)[None, None]
+    qkv = qkv.reshape(B, -1, n, 3, a, d).transpose(3, 0, 1, 4, 2, 5)
+    bias = table[window_index(self.window)].transpose(2, 0, 1)  # a n n
+    part = None
     if self.shift:
       part = jnp.asarray(window_parts(shapes, self.window, self.shift))  # W n
-      same = part[:, :, None] == part[:, None, :]
-      logits += jnp.where(same, 0.0, MASKED)[None, :, None]
-    probs = jax.nn.softmax(logits)  # B W a n n
+    out, probs = attend(qkv, bias, part)
     seen = Windows(probs, *shapes[0][1:], self.window, self.shift)
     self.sow('intermediates', 'attention', seen)
-    out = weighted_values(probs, v)  # B W n C
+    out = out.swapaxes(2, 3).reshape(B, -1, n, C)
     out = pack(from_windows(out, shapes, self.window, self.shift))
     return nn.Dense(C, kernel_init=init, dtype=self.dtype, name='proj')(out)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from esvit_jax.errors import UserError
 from esvit_jax.models import Swin
-from esvit_jax.models.swin import MASKED
+from esvit_jax.models.window_attention import MASKED
 from esvit_jax.models.windows import stage_window, window_parts
 from esvit_jax.weights.published import families
 from esvit_jax.weights.tables import Arrays
