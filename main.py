@@ -38,10 +38,17 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'bench', 'report', 'replay'],
-  'bench: speed on synthetic images; report: report.html of --workdir, or a '
+  ['train', 'plan', 'bench', 'report', 'replay'],
+  'plan: whether a run fits on a --target, and what it takes; bench: speed on '
+  'synthetic images; report: report.html of --workdir, or a '
   'comparison of several, with commas; replay: which number of the step that '
   'stopped the run in --workdir was the first that is not finite.',
+)
+TARGET = flags.DEFINE_string(
+  'target', 'h200', 'Of --mode=plan: h200, h100-8, v5e-8, v5p-64, ...'
+)
+AGAINST = flags.DEFINE_string(
+  'against', '', 'Of --mode=bench: an earlier bench.json to compare with.'
 )
 DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Join other processes (TPU pods, Slurm: detected).'
@@ -131,11 +138,17 @@ def command(config) -> None:
       from esvit_jax.run import replay
 
       replay.recompute(WORKDIR.value)
+    elif MODE.value == 'plan':
+      from esvit_jax import plan
+
+      plan.run(config, TARGET.value)
     elif MODE.value == 'bench':
       from esvit_jax import bench
 
-      measure = bench.evaluation if 'task' in config else bench.run
-      measure(config, WORKDIR.value)
+      if 'task' in config:
+        bench.evaluation(config, WORKDIR.value)
+      else:
+        bench.run(config, WORKDIR.value, AGAINST.value)
     elif 'experiment' in config:
       from esvit_jax import experiment
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from configs import quickstart
 from esvit_jax import bench, sharding
 from esvit_jax.errors import UserError
+from esvit_jax.run import synthetic
 
 PIECES = ('augmentation', 'teacher', 'student', 'loss', 'optimiser')
 
@@ -42,11 +44,37 @@ def test_figures_are_there_and_positive(measured):
     'compile_s',
     'gflop_per_image',
     'step_memory_mib',
+    'gb_per_image',
+    'step_spread',
   ):
     assert figures[name] > 0, name
   assert figures['batch_size'] == 16
   assert figures['device'].startswith('1 ')
   assert figures['images_per_s'] == pytest.approx(16e3 / figures['step_ms'])
+
+
+def test_earlier_figures_are_compared(measured, tmp_path, capsys):
+  *_, directory, figures = measured
+  slower = {**figures, 'step_ms': 3 * figures['step_ms']}
+  earlier = bench._earlier(str(directory / 'bench.json'))
+  bench._compare(slower, earlier, 'bench.json')
+  out = capsys.readouterr().out
+  assert '0.33x' in out and '1.00x' in out and 'loss_ms' in out
+  for text in ('[]', 'no json'):
+    (tmp_path / 'a').write_text(text)
+    with pytest.raises(UserError, match='cannot read --against'):
+      bench._earlier(str(tmp_path / 'a'))
+
+
+def test_peaks_of_known_devices(measured, monkeypatch):
+  *_, figures = measured
+  assert 'share_of_bandwidth' not in figures
+  device = SimpleNamespace(device_kind='NVIDIA H200')
+  monkeypatch.setattr(jax, 'devices', lambda: [device])
+  known = {'images_per_s': 2e3, 'gflop_per_image': 100.0, 'gb_per_image': 3.0}
+  shares = bench._shares_of_peak(known, 2)
+  assert shares['share_of_peak_flops'] == pytest.approx(1e14 / 989e12)
+  assert shares['share_of_bandwidth'] == pytest.approx(3e12 / 4.8e12)
 
 
 def test_json_is_written(measured):
@@ -61,7 +89,7 @@ def test_flops_do_not_depend_on_how_the_step_is_taken(measured):
   config.unlock()
   config.accumulate, config.loss.form = 2, 'images'
   config.model.remat = True
-  job = bench.synthetic_job(config, mesh)
+  job = synthetic.job(config, mesh)
   # The optimiser's work is shared by half as many images.
   flops = bench._flops_per_image(job) / 1e9
   assert flops == pytest.approx(figures['gflop_per_image'], rel=0.1)

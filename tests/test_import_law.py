@@ -16,7 +16,7 @@ STANDARD = sys.stdlib_module_names
 # rooms that stand below it in this table.
 LAW = {
   'main': (
-    'experiment train bench evaluate report run workdir sharding',
+    'experiment train plan bench evaluate report run workdir sharding',
     'absl jax ml_collections',
   ),
   '__init__': ('weights', ''),
@@ -25,6 +25,7 @@ LAW = {
     'run protocols evals workdir augment state sharding',
     'jax numpy optax',
   ),
+  'plan': ('run workdir augment data state sharding', 'jax numpy'),
   'evaluate': ('protocols report workdir', ''),
   'protocols': (
     'train report analysis run methods detection dense evals weights workdir '

@@ -201,7 +201,7 @@ class WindowAttention(nn.Module):
 
     qkv = to_windows(unpack(qkv, shapes), self.window, self.shift)
     qkv += qkv_bias.astype(self.dtype)[None, None, None]
-    qkv = qkv.reshape(B, -1, n, 3, a, d).transpose(3, 0, 1, 4, 2, 5)
+    qkv = qkv.reshape(*qkv.shape[:3], 3, a, C // a).transpose(3, 0, 1, 4, 2, 5)
     bias = table[window_index(self.window)].transpose(2, 0, 1)  # a n n
     part = None
     if self.shift:
@@ -209,7 +209,8 @@ class WindowAttention(nn.Module):
     out, probs = attend(qkv, bias, part)
     seen = Windows(probs, *shapes[0][1:], self.window, self.shift)
     self.sow('intermediates', 'attention', seen)
-    out = out.swapaxes(2, 3).reshape(B, -1, n, C)
+    out = out.swapaxes(2, 3)  # B W n a d
+    out = out.reshape(*out.shape[:3], C)
     out = pack(from_windows(out, shapes, self.window, self.shift))
     return nn.Dense(C, kernel_init=init, dtype=self.dtype, name='proj')(out)
 

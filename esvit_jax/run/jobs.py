@@ -151,7 +151,9 @@ def trace_step(job: Job) -> jax.stages.Traced:
     donate_argnums=0,
     out_shardings=(jax.tree.map(lambda x: x.sharding, job.state), None),
   )
-  return step.trace(job.state, job.batch, job.key)
+  # Its shape alone: the devices may not be here.
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return step.trace(job.state, job.batch, key)
 
 
 def compile_step(job: Job):
