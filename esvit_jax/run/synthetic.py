@@ -1,11 +1,9 @@
 """A run on noise, to be measured or planned where its images are not."""
 
-from types import SimpleNamespace
-
 import jax
 import numpy as np
 
-from esvit_jax import augment, sharding
+from esvit_jax import augment, data, sharding
 from esvit_jax import state as state_lib
 from esvit_jax.run import jobs
 
@@ -16,29 +14,37 @@ HORIZON = state_lib.Horizon(10_000, 1)
 
 
 def job(config, mesh) -> jobs.Job:
-  """A job whose images are noise of the config's canvas."""
-  canvas = config.data.canvas or config.views.globals.size
-  source = SimpleNamespace(
-    canvas=augment.view_size(canvas),
+  """A job whose images are noise that fills the config's canvas."""
+  canvas = augment.view_size(config.data.canvas or config.views.globals.size)
+  shape = (*canvas, config.data.channels)
+
+  def noise(i: int) -> np.ndarray:
+    return np.random.default_rng(i).integers(0, 256, shape, np.uint8)
+
+  source = data.Source(
+    name='noise',
+    split='train',
+    count=HORIZON.steps * config.batch_size,
     classes=range(CLASSES),
-    label_shape=(),
-    multi_label=False,
-    segmentation=None,
+    read=lambda i: (noise(i), -1),
+    where=str,
+    canvas=canvas,
+    channels=config.data.channels,
   )
   return jobs.plan(config, mesh, {'train': source, 'test': None}, HORIZON)
 
 
 def batch(job: jobs.Job) -> dict:
-  """One global batch of noise, each image filling its canvas."""
+  """One global batch of noise, without labels."""
   rng = np.random.default_rng(0)
-  shape = job.batch['image'].shape
-  rows = shape[0] // jax.process_count()
-  return sharding.global_batch(
-    job.mesh,
-    {
-      'image': rng.integers(0, 256, (rows, *shape[1:]), np.uint8),
-      'size': np.full((rows, 2), shape[1:3], np.int32),
-      'label': np.full((rows,), -1, np.int32),
-      'index': np.arange(rows, dtype=np.int32),
-    },
-  )
+  source = job.sources['train']
+  rows = len(job.batch['index']) // jax.process_count()
+  local = {
+    name: np.full((rows, *shape), padding, dtype)
+    for name, (shape, dtype, padding) in source.arrays().items()
+  }
+  image = local['image']
+  local['image'] = rng.integers(0, 256, image.shape, np.uint8)
+  local['size'][:] = source.canvas
+  local['index'][:] = np.arange(rows)
+  return sharding.global_batch(job.mesh, local)
