@@ -59,7 +59,12 @@ def figures(truth: dict, results: Sequence[dict], kind: str) -> Figures:
     if not results:
       classes = len(truth['categories'])
       return Figures(np.zeros(12), np.zeros((10, 101, classes)))
-    judge = COCOeval(known, known.loadRes(list(results)), kind)
+    # With a box a result's size is that of the box: masks go without.
+    left_out = {'segm': ('bbox',)}.get(kind, ())
+    results = [
+      {k: v for k, v in x.items() if k not in left_out} for x in results
+    ]
+    judge = COCOeval(known, known.loadRes(results), kind)
     judge.evaluate()
     judge.accumulate()
     judge.summarize()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from esvit_jax import data, evals, sharding, train, workdir
+from esvit_jax import data, evals, models, sharding, train, workdir
 from esvit_jax.analysis.plots import overlays
 from esvit_jax.analysis.plots.images import pixels
 from esvit_jax.dense import views
@@ -17,11 +17,15 @@ from esvit_jax.detection import average_precision, mask_rcnn, shapes
 from esvit_jax.detection import boxes as boxes_lib
 from esvit_jax.errors import UserError
 from esvit_jax.methods import detect
+from esvit_jax.models.vit import ViT
 from esvit_jax.protocols import finetune, memory
 from esvit_jax.protocols.setup import Result
 from esvit_jax.workdir import terminal
 from esvit_jax.workdir.checkpoint import restore_parts
 
+# Of a plain ViT that ViTDet starts from, and of the recipe.
+CARRIED = ('dim', 'depth', 'heads', 'patch', 'image_size', 'positions')
+WINDOWED = ('window', 'global_every', 'rel_pos', 'detect_size')
 SHOWN = 10  # targets before training, detections after it
 # COCO val2017, box and mask AP in percent.
 PUBLISHED = (
@@ -48,7 +52,7 @@ def run(config, directory: str, out) -> Result:
   average_precision.require()
   if not directory:
     raise UserError('no --workdir: fine-tuning is a run of its own')
-  config = finetune.resolved(config)
+  config = windowed(config, finetune.resolved(config))
   workdir.check(directory, config.to_dict())
   source, test = data.open_pair(config.data)
   if test is None:
@@ -92,6 +96,26 @@ def run(config, directory: str, out) -> Result:
   ]
   figures['test_images'] = len(test)
   return Result(directory, config, 'student', figures)
+
+
+def windowed(recipe, config):
+  """`config` with the windows of a recipe for ViTDet.
+
+  Args:
+    recipe: as given.
+    config: the same with the checkpoint's model filled in, perhaps a plain ViT.
+  """
+  backbone, given = models.build(config.model), recipe.model
+  if not (given.name.startswith('vitdet') and isinstance(backbone, ViT)):
+    return config
+  wanted = models.build(given)
+  fields = {k: getattr(backbone, k) for k in CARRIED}
+  fields |= {k: getattr(wanted, k) for k in WINDOWED}
+  with config.unlocked():
+    kept = ('drop_path', 'dtype', 'remat')
+    fields |= {k: config.model[k] for k in kept}
+    config.model = type(config)({'name': 'vitdet', **fields})
+  return config
 
 
 def draw_targets(config, source, directory: str) -> None:

@@ -94,6 +94,8 @@ def of_run(run: Record) -> Curves:
     for s in curves:
       title = panel.title if len(panel.names) == 1 else s.label
       constant.append(f'{title} {charts.short(charts.newest(s.points))}')
+  # Nothing to draw: on a logarithmic axis, all zeros.
+  drawn = [chart for chart in drawn if chart is not None]
   return Curves(drawn, constant, numbers(run))
 
 
