@@ -88,7 +88,7 @@ def _is_divided(tree: Tree, top: str) -> bool:
 
 
 def _unpacked(tree: Tree, top: str) -> str:
-  """`train/train` for `train`, as archives of one split each unpack."""
+  """Follows `train/train`, as an archive of a single split unpacks."""
   classes = _classes(tree, top)
   if len(classes) == 1 and not _has_images(tree, top):
     (name,) = classes

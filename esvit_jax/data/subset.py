@@ -78,7 +78,7 @@ def sample(source: Source, count: int, seed: int = 0) -> Source:
 
 
 def with_labels(source: Source) -> Source:
-  """The source with its labels, unless too many bytes are to be read."""
+  """The source with labels filled in, if few enough bytes must be read."""
   if source.labels is not None or not source.classes:
     return source
   if source.label_bytes > AFFORDABLE:
@@ -87,7 +87,7 @@ def with_labels(source: Source) -> Source:
 
 
 def _drawn(source: Source, rows: np.ndarray, what: str) -> Source:
-  """Those rows; says so where the classes could not be minded."""
+  """Rows of a source, with a note if they were drawn without its classes."""
   drawn = subset(source, rows, what)
   if source.labels is not None or not source.classes:
     return drawn
@@ -99,7 +99,7 @@ def _drawn(source: Source, rows: np.ndarray, what: str) -> Source:
 
 
 def labelled(source: Source) -> Source:
-  """The images that have a label; all where none has, or it is not known.
+  """The images with a label; all images if none has one, or none is known.
 
   Only folders are known to hold both, images beside those in class folders.
   """

@@ -12,7 +12,7 @@ ROWS = 2**14  # looked at together
 
 
 def finite_rows(x, what: str = 'the') -> np.ndarray:
-  """Which images have finite features only, bool[N].
+  """Marks images whose features are all finite, bool[N].
 
   Args:
     x: f[N, D], or several by name.
@@ -49,7 +49,7 @@ def refuse_many(bad: int, count: int, what: str = 'the') -> None:
 
 
 def take(x, rows: np.ndarray):
-  """Those rows; `x` itself, which may be in a file, where it is all."""
+  """Rows of x; where all are taken x itself, which may be memory-mapped."""
   return x if rows.all() else np.asarray(x)[rows]
 
 

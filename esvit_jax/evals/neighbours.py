@@ -150,7 +150,7 @@ def _merge(so_far, chunk, queries, span, mesh) -> Neighbours:
 
 @jax.jit
 def _unit(x: jax.Array) -> jax.Array:
-  """Of any length: squares of large or small numbers leave float32."""
+  """Unit vectors; scaled first, as squares may overflow or underflow."""
   x = x.astype(jnp.float32)
   _, exponent = jnp.frexp(jnp.abs(x).max(-1, keepdims=True))
   return l2_normalize(jnp.ldexp(x, -exponent))
