@@ -213,8 +213,7 @@ def _loop(
       evaluates = due(config.eval, horizon, done)
       if evaluates or stop or due(config.save, horizon, done):
         log.catch_up(report=evaluates or stop)
-        if not evaluates:
-          metrics.flush()  # else the line waits for the figures
+        metrics.flush()
         checkpoints.save(state)
       if evaluates:
         with progress.paused():

@@ -60,7 +60,8 @@ class Metrics:
     self.pending: dict = {}
     self.history: list[dict] = []
     self._file = self._board = None
-    self._writes, self._failed = write, False
+    self._writes, self._amends = write, False
+    self._failing: set[str] = set()
     if resumed is not None:
       lines, damaged = parse(self.path)
       self.history = [x for x in lines if x['step'] <= resumed]
@@ -79,11 +80,10 @@ class Metrics:
       self.flush()
     values = {k: _finite(v) for k, v in values.items()}
     if not self.pending and self.history and self.history[-1]['step'] == step:
-      # The checkpoint that the run goes on from was taken after its line.
+      # Written before its figures were known, so that no kill loses it.
       if values.keys() <= self.history[-1].keys():
         return
-      self.pending = self.history.pop()
-      self._try(self._rewrite, self.path)
+      self.pending, self._amends = self.history.pop(), True
     self.pending = {**(self.pending or {'step': step}), **values}
 
   def flush(self) -> None:
@@ -92,7 +92,9 @@ class Metrics:
       return
     line, self.pending = self.pending, {}
     self.history.append(line)
-    self._try(self._append if self._file else self._rewrite, self.path)
+    appends = self._file and not self._amends
+    self._try(self._append if appends else self._rewrite, self.path)
+    self._amends = False
     if self._board:
       self._try(lambda: self._draw(line), f'events beside {self.path}')
 
@@ -102,16 +104,17 @@ class Metrics:
       return
     try:
       write()
-      self._failed = False
+      self._failing.discard(path)
     except Exception as e:  # TensorFlow raises what it likes
-      if not self._failed:
+      if path not in self._failing:
         print(
           f'cannot write {path} ({in_one_line(e)}): training goes on, and the '
           'next line tries again',
           file=sys.stderr,
         )
-      self._failed = True
-      self._close()
+      self._failing.add(path)
+      if path == self.path:
+        self._close()
 
   def _append(self) -> None:
     """Writes the last line of `history`."""
