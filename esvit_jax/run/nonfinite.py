@@ -172,6 +172,8 @@ class Layers:
 
   def _record(self, call, args, kwargs, context):
     module = context.module
+    if module.scope is None:  # no layer at work, but one being made
+      return call(*args, **kwargs)
     if not module.path:
       leaves = jax.tree.leaves(module.variables)
       owners = {self._owners[id(x)] for x in leaves if id(x) in self._owners}

@@ -5,6 +5,7 @@ report pages have a light and a dark theme. matplotlib is imported inside
 functions, because it is slow to import; its global state is not used.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -57,7 +58,9 @@ def save(figure, path: str) -> None:
 
   for text in figure.findobj(Text):  # names of classes may hold dollars
     text.set_parse_math(False)
-  with workdir.writing(path):
+  with workdir.writing(path), warnings.catch_warnings():
+    # Of names in a script that the font lacks; boxes stand for them.
+    warnings.filterwarnings('ignore', 'Glyph')
     figure.savefig(path, transparent=True)
 
 
