@@ -222,3 +222,28 @@ def test_a_curve_of_zeros_has_no_logarithm_and_no_picture():
   run = records.Record('x', 'x', {'steps': 1}, lines, {}, [], [], [], False)
   titles = [chart.title for chart in curves.of_run(run).charts]
   assert titles and 'norm of the updates' not in titles
+
+
+def test_vitdet_takes_the_weights_of_a_plain_vit():
+  from esvit_jax import models, workdir
+  from esvit_jax.protocols import detect
+
+  recipe = importlib.import_module('configs.eval.detect').get_config(
+    'vitdet_tiny'
+  )
+  filled = recipe.copy_and_resolve_references()
+  with filled.unlocked():
+    filled.model = {'name': 'vit_28', 'drop_path': 0.0}
+    filled.model.update({'dtype': 'float32', 'remat': False})
+  c = detect.windowed(recipe, filled)
+  made = models.build(c.model)
+  assert (c.model.name, made.heads, made.window) == ('vitdet', 4, 14)
+  ours, plain = (
+    workdir.flatten(
+      jax.tree.map(lambda x: x.shape, models.abstract_variables(x)['params'])
+    )
+    for x in (made, models.build({'name': 'vit_28'}))
+  )
+  tables = {k for k in ours if 'rel_pos_' in k}
+  assert ours.keys() - tables == plain.keys() - {'cls_token'}
+  assert all(ours[k] == plain[k] for k in ours.keys() - tables)
