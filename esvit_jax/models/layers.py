@@ -36,11 +36,11 @@ def unpack(tokens: jax.Array, shapes: Sequence[Shape]) -> list[jax.Array]:
   return [x.reshape(B, *s, C) for x, s in zip(parts, shapes)]
 
 
-def layer_norm(name: str, dtype=jnp.float32) -> nn.LayerNorm:
-  """LayerNorm with the eps of Swin and ViT as EsViT trains them."""
-  # Upstream Swin has 1e-5. The two-pass variance is as fast, since memory is
-  # the bottleneck, and more accurate than E[x^2] - E[x]^2.
-  return nn.LayerNorm(1e-6, dtype=dtype, use_fast_variance=False, name=name)
+def layer_norm(name: str, dtype=jnp.float32, eps=1e-6) -> nn.LayerNorm:
+  """LayerNorm, by default with the eps of Swin and ViT as EsViT trains them."""
+  # The two-pass variance is as fast, since memory is the bottleneck, and more
+  # accurate than E[x^2] - E[x]^2.
+  return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def linear_init(

@@ -84,6 +84,7 @@ class Swin(Backbone, kw_only=True):
     patch: side of a patch in pixels.
     image_size: reference side in pixels. It determines the window and shift of
       each stage, so that crops of other sizes use the same weights.
+    norm_eps: of the layer norms; 1e-5 in Swins that EsViT did not train.
   """
 
   dims: tuple[int, ...]
@@ -92,6 +93,7 @@ class Swin(Backbone, kw_only=True):
   window: int = 7
   patch: int = 4
   image_size: int = 224
+  norm_eps: float = 1e-6
 
   DEBUG: ClassVar = {**DEBUG, 'window': 7, 'patch': 4}
 
@@ -114,17 +116,22 @@ class Swin(Backbone, kw_only=True):
     block_type = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
     last = len(self.depths) - 1
     rates = iter(np.linspace(0, self.drop_path, sum(self.depths)))
-    norm = layer_norm('norm')  # float32: regions are compared by cosine
+    # float32: regions are compared by cosine
+    norm = layer_norm('norm', eps=self.norm_eps)
     blocks, stages = [], []
 
     tokens, shapes = PatchEmbed(
       self.dims[0], self.patch, self.dtype, name='patch_embed'
     )(groups)
-    tokens = layer_norm('patch_norm', self.dtype)(tokens)
+    tokens = layer_norm('patch_norm', self.dtype, self.norm_eps)(tokens)
     for i, depth in enumerate(self.depths):
       if i > 0:
         tokens, shapes = Merge(
-          self.dims[i], self.init_scale, self.dtype, name=f'merge{i - 1}'
+          self.dims[i],
+          self.init_scale,
+          self.dtype,
+          self.norm_eps,
+          name=f'merge{i - 1}',
         )(tokens, shapes)
       window, shift = stage_window(self.image_size, self.patch, self.window, i)
       for j in range(depth):
@@ -135,6 +142,7 @@ class Swin(Backbone, kw_only=True):
           float(next(rates)),
           self.init_scale,
           self.dtype,
+          self.norm_eps,
           name=f'stage{i}_block{j}',
         )(tokens, shapes, train)
         # Published: only features of the last stage go through the norm.
@@ -153,10 +161,11 @@ class Block(nn.Module):
   drop_path: float
   init_scale: str
   dtype: jnp.dtype
+  eps: float
 
   @nn.compact
   def __call__(self, tokens, shapes: tuple[Shape, ...], train: bool):
-    y = layer_norm('norm1', self.dtype)(tokens)
+    y = layer_norm('norm1', self.dtype, self.eps)(tokens)
     y = WindowAttention(
       self.heads,
       self.window,
@@ -166,7 +175,7 @@ class Block(nn.Module):
       name='attn',
     )(y, shapes)
     tokens += DropPath(self.drop_path)(y, shapes, train)
-    y = layer_norm('norm2', self.dtype)(tokens)
+    y = layer_norm('norm2', self.dtype, self.eps)(tokens)
     y = Mlp(4 * y.shape[-1], self.init_scale, self.dtype, name='mlp')(y)
     return tokens + DropPath(self.drop_path)(y, shapes, train)
 
@@ -221,6 +230,7 @@ class Merge(nn.Module):
   dim: int
   init_scale: str
   dtype: jnp.dtype
+  eps: float
 
   @nn.compact
   def __call__(self, tokens, shapes):
@@ -234,7 +244,7 @@ class Merge(nn.Module):
       x = x.transpose(0, 1, 2, 4, 5, 3, 6)  # B V h w column row C
       merged.append(x.reshape(B, V, h, w, 4 * C))
     shapes = tuple(x.shape[1:-1] for x in merged)
-    y = layer_norm('norm', self.dtype)(pack(merged))
+    y = layer_norm('norm', self.dtype, self.eps)(pack(merged))
     y = nn.Dense(
       self.dim,
       use_bias=False,

@@ -54,8 +54,11 @@ def from_file(
     UserError: keys are missing, unexpected, of another shape or type, or
       leave a choice that `fields` does not settle.
   """
+  fields = dict(fields or {})
+  if file.about is None:
+    fields = {**file.fields, **fields}
   try:
-    return _from_file(file, which, dict(fields or {}), allowed or Allowed())
+    return _from_file(file, which, fields, allowed or Allowed())
   except families.OpenError as e:
     raise families.OpenError(f'{file.path!r}: {e}', e.field) from None
   except UserError as e:

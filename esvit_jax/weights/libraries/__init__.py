@@ -5,6 +5,7 @@ the published keys and is then read as such, and an export takes the way back.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from esvit_jax.errors import UserError
 from esvit_jax.weights.libraries import rows
@@ -18,8 +19,26 @@ _WRAPPERS = ('vit.', 'swin.', 'resnet.')
 _POOLER = 'pooler.'
 
 
-def recognise(arrays: Mapping) -> tuple[Arrays, str]:
-  """The arrays by published key, and a note; as they are and '' if they are.
+# What shapes do not tell of a library's networks: fields of the backbone.
+FIELDS = {'swin': {'norm_eps': 1e-5}}
+
+
+class Recognised(NamedTuple):
+  """Arrays by published key.
+
+  Attributes:
+    arrays: as they were if they had the published names.
+    note: whose names they had, '' if the published.
+    fields: of the backbone, that shapes do not tell.
+  """
+
+  arrays: Arrays
+  note: str = ''
+  fields: Mapping = {}
+
+
+def recognise(arrays: Mapping) -> Recognised:
+  """The arrays by published key, whatever library named them.
 
   Raises:
     UserError: arrays of a library, with some beside them that the network here
@@ -28,7 +47,7 @@ def recognise(arrays: Mapping) -> tuple[Arrays, str]:
   state = _unwrapped(arrays)
   library, kind = _origin(state)
   if not library:
-    return dict(arrays), ''
+    return Recognised(dict(arrays))
   names = LIBRARIES[library][kind]
   published, unknown = rows.inward(state, names)
   pooler = [key for key in unknown if key.startswith(_POOLER)]
@@ -42,7 +61,7 @@ def recognise(arrays: Mapping) -> tuple[Arrays, str]:
   note = f"{TITLES[library]}'s names of a {kind}"
   if pooler:
     note += f'; left out: {", ".join(pooler)}'
-  return published, note
+  return Recognised(published, note, FIELDS.get(kind, {}))
 
 
 def _unwrapped(arrays: Mapping) -> Arrays:

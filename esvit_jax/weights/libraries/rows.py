@@ -76,9 +76,9 @@ def inward(arrays: Mapping, rows: Rows) -> tuple[Arrays, list[str]]:
       parts = [part.format(**numbers) for part in row.library]
       if not all(part in arrays for part in parts):
         continue
-      value = np.concatenate([arrays[part] for part in parts])
-      if len(parts) == 1:
-        value = arrays[key]
+      value = arrays[key]
+      if len(parts) > 1:
+        value = np.concatenate([arrays[part] for part in parts])
       change = row.inward
       out[row.published.format(**ours)] = change(value) if change else value
       used.update(parts)

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 
 from esvit_jax.errors import UserError
+from esvit_jax.weights import libraries
 from esvit_jax.weights.handover import NETWORKS
 from esvit_jax.weights.published import arguments, parts
 from esvit_jax.weights.tables import Arrays
@@ -48,6 +49,7 @@ class File:
     notes: what was recognised, a line each.
     about: the description that this project's exports carry, if any.
     arguments: of the command line that made the file, if it stores them.
+    fields: of the backbone, known from the library that named its arrays.
   """
 
   path: str = ''
@@ -58,6 +60,7 @@ class File:
   notes: list[str] = dataclasses.field(default_factory=list)
   about: dict | None = None
   arguments: dict = dataclasses.field(default_factory=dict)
+  fields: dict = dataclasses.field(default_factory=dict)
 
   @property
   def method(self) -> str | None:
@@ -109,6 +112,11 @@ def recognise(
         _take(name, state, prefix, file)
       else:
         _recognise(name, state, file)
+    for name, arrays in file.networks.items():
+      found = libraries.recognise(arrays)
+      file.networks[name] = found.arrays
+      file.fields |= found.fields
+      file.notes += [f'{name}: {found.note}'] if found.note else []
   except UserError as e:
     raise UserError(f'{path!r}: {e}') from None
   for key, value in centres.items():
