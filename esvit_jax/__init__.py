@@ -22,19 +22,31 @@ __all__ = ['BACKBONES', 'METHODS', 'evaluate', 'load', 'train']
 _TABLES = {'BACKBONES': 'models', 'METHODS': 'methods'}
 
 
-def load(path: str, which: str = 'auto', **fields):
+def load(
+  path: str,
+  which: str = 'auto',
+  *,
+  arch: str = '',
+  dtype: str = 'float32',
+  image_size: int = 0,
+  **fields,
+):
   """A trained backbone, ready for features.
 
   Args:
-    path: a run directory, a converted one, a safetensors file or a published
-      checkpoint (.pth).
+    path: a run directory, a converted one, a folder of Hugging Face, a
+      safetensors file or a published checkpoint (.pth).
     which: 'teacher', 'student', or 'auto' for the one handed on.
+    arch: a name of BACKBONES, where shapes do not tell it.
+    dtype: of activations, 'float32' or 'bfloat16'.
+    image_size: that the network was made for, in pixels, where a file leaves
+      it open.
     **fields: of the model, such as heads=3, that a published file leaves open.
 
   Returns:
     (apply, variables): apply(variables, images) -> Features of images
     f32[N, H, W, C], normalised as in training: view f32[N, D], grid
-    f32[N, h, w, D].
+    f32[N, h, w, D]. The pair has an attribute `about`: what was loaded.
 
   Raises:
     UserError: there is none, its architecture is unknown, or it leaves a field
@@ -43,7 +55,11 @@ def load(path: str, which: str = 'auto', **fields):
   # Imported here to keep the import of the package cheap.
   from esvit_jax.weights import loading
 
-  return loading.features(path, which, fields)
+  if arch:
+    fields['name'] = arch
+  if image_size:
+    fields['image_size'] = image_size
+  return loading.features(path, which, fields, dtype)
 
 
 def __getattr__(name: str):

@@ -3,12 +3,16 @@
 Converts published checkpoints (.pth, .pth.tar of EsViT, DINO, MoCo, MAE),
 safetensors files and run directories. OUT is a directory to train from,
 evaluate or fine-tune or, if it ends in .safetensors, a file with the published
-keys. Nothing is guessed: keys that are missing, unexpected or of another shape
-are listed and refused, unless you allow them.
+keys. With --to=timm, torchvision, mm or detectron2 it has the keys of that
+library, with --to=hf OUT is a folder that transformers loads, and with
+--to=stablehlo a graph. Nothing is guessed: keys that are missing, unexpected
+or of another shape are listed and refused, unless you allow them.
 """
 
 import argparse
 import ast
+import contextlib
+import json
 import os
 import sys
 
@@ -16,14 +20,21 @@ from esvit_jax.errors import UserError, require_local
 from esvit_jax.weights import (
   certificate,
   directory,
+  exchange,
+  graph,
+  libraries,
   reading,
   tables,
   writing,
 )
 from esvit_jax.weights.accounting import Allowed
+from esvit_jax.weights.libraries import huggingface
 from esvit_jax.weights.networks import Weights
 from esvit_jax.weights.published import files
 from esvit_jax.workdir.files import check_free, write_json
+from esvit_jax.workdir.metrics import NETWORKS, SCORES
+
+PUBLISHED, GRAPH = 'published', 'stablehlo'  # of --to
 
 
 def main(argv: list[str]) -> int:
@@ -40,8 +51,10 @@ def run(args: argparse.Namespace) -> None:
   """Reads, converts, writes and certifies."""
   require_local(args.source, 'IN')
   require_local(args.out, 'OUT')
-  single = args.out.endswith('.safetensors')
-  which = args.which or ('auto' if single else 'both')
+  _check_out(args)
+  single = args.out.endswith('.safetensors') and args.to == PUBLISHED
+  one = single or args.to != PUBLISHED
+  which = args.which or ('auto' if one else 'both')
   check_free(args.out)
   weights = _read(args, which)
   notes = list(weights.notes)
@@ -67,12 +80,23 @@ def run(args: argparse.Namespace) -> None:
   certificates = [
     certificate.certify(weights, name) for name in _distinct(weights)
   ]
-  if single:
+  more = []
+  if args.to == GRAPH:
+    more = graph.save(args.out, weights, which)
+  elif args.to != PUBLISHED:
+    facts = _facts(args.source)
+    more = exchange.save(args.out, weights, which, args.to, facts)
+  elif single:
     writing.save(args.out, weights, which, args.centres, args.add_prefix)
-    beside = args.out.removesuffix('.safetensors') + '.certificate.json'
   else:
     directory.write(args.out, weights, os.path.basename(args.source))
+  for note in more:
+    print(note)
+  notes += more
+  if os.path.isdir(args.out):
     beside = os.path.join(args.out, 'certificate.json')
+  else:
+    beside = f'{os.path.splitext(args.out)[0]}.certificate.json'
   write_json(
     beside,
     {
@@ -85,6 +109,41 @@ def run(args: argparse.Namespace) -> None:
   for network in certificates:
     print('\n'.join(certificate.lines(network)))
   print(f'wrote {args.out} and {beside}')
+
+
+def _check_out(args: argparse.Namespace) -> None:
+  """Raises UserError if the name of OUT does not suit what is asked for."""
+  ending = {PUBLISHED: '', 'hf': '', GRAPH: '.stablehlo'}.get(
+    args.to, '.safetensors'
+  )
+  if ending and not args.out.endswith(ending):
+    raise UserError(f'--to={args.to} writes a file: end OUT in {ending}')
+  if args.to == 'hf' and args.out.endswith('.safetensors'):
+    raise UserError('--to=hf writes a folder: give OUT no ending')
+  if args.to != PUBLISHED and (args.centres or args.add_prefix):
+    raise UserError(
+      '--centres and --add-prefix are for the published keys, not for '
+      f'--to={args.to}'
+    )
+
+
+def _facts(source: str) -> dict[str, str]:
+  """Source, data and last scores, for a model card."""
+  facts = {'converted from': os.path.basename(source.rstrip('/'))}
+  if not os.path.isdir(source):
+    return facts
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with open(os.path.join(source, 'config.json'), encoding='utf-8') as f:
+      facts['trained on'] = json.load(f)['data']['source']
+  with contextlib.suppress(OSError, ValueError, TypeError):
+    with open(os.path.join(source, 'metrics.jsonl'), encoding='utf-8') as f:
+      for line in f:
+        for name, value in json.loads(line).items():
+          kind, _, network = name.partition('/')
+          if kind in SCORES and network in NETWORKS:
+            title = f'{SCORES[kind]} of the {NETWORKS[network]}, %'
+            facts[title] = f'{value:.1f}'
+  return facts
 
 
 def _distinct(weights: Weights) -> list[str]:
@@ -142,6 +201,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     help='prefix of the keys of the backbone in OUT, such as '
     "backbone.backbone. of EsViT's ResNet",
   )
+  add(
+    '--to',
+    choices=(PUBLISHED, *libraries.LIBRARIES, GRAPH),
+    default=PUBLISHED,
+    help='whose names OUT has, or a graph (default: the published names)',
+  )
   args, fields = parser.parse_known_args(argv)
   args.model = dict(_field(flag) for flag in fields)
   if args.arch:
@@ -172,15 +237,17 @@ def _read(args, which: str) -> Weights:
       '--centres and --add-prefix are for OUT in .safetensors: a directory '
       "always has the centres, and esvit_jax's own names"
     )
+  allowed = Allowed(args.allow_missing, args.allow_unexpected)
+  if huggingface.is_folder(args.source):
+    return reading.from_folder(args.source, which, args.model, allowed)
   if os.path.isdir(args.source):
     return _read_directory(args, which)
   file = files.read(args.source, args.prefix)
-  allowed = Allowed(args.allow_missing, args.allow_unexpected)
   return reading.from_file(file, which, args.model, allowed)
 
 
 def _read_directory(args, which: str) -> Weights:
-  if not args.out.endswith('.safetensors'):
+  if args.to == PUBLISHED and not args.out.endswith('.safetensors'):
     raise UserError(
       f'{args.source} is a run directory already: give OUT a name that ends '
       'in .safetensors'

@@ -1,7 +1,8 @@
 """Weights from any path: runs, converted directories, published files."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from esvit_jax import models
 from esvit_jax.errors import UserError, require_local
 from esvit_jax.weights import architecture, directory, reading
 from esvit_jax.weights.handover import AUTO, NETWORKS
+from esvit_jax.weights.libraries import huggingface
 from esvit_jax.weights.networks import Weights, forward
 from esvit_jax.weights.published import families, files
 from esvit_jax.weights.tables import listed
@@ -21,8 +23,8 @@ def load(
   """The weights at a path.
 
   Args:
-    path: a run directory, a converted one, a file of torch.save, or a
-      safetensors file.
+    path: a run directory, a converted one, a folder of Hugging Face, a file of
+      torch.save, or a safetensors file.
     which: 'student', 'teacher', 'both', or 'auto' for the one handed on.
     fields: of the backbone, such as {'heads': 3}, that a file leaves open.
 
@@ -31,6 +33,8 @@ def load(
       or the file leaves a field open.
   """
   path = require_local(os.fspath(path), 'the checkpoint')
+  if huggingface.is_folder(path):
+    return reading.from_folder(path, which, fields)
   if not os.path.isdir(path):
     return reading.from_file(files.read(path), which, fields)
   weights = directory.read(path, which)
@@ -89,8 +93,38 @@ def answers(published: Mapping) -> dict:
   return fields
 
 
-def features(path, which: str = AUTO, fields: Mapping | None = None):
-  """(apply, variables) of a network; see `esvit_jax.load`."""
+class Network(NamedTuple('Pair', [('apply', Callable), ('variables', dict)])):
+  """(apply, variables), ready for features.
+
+  Attributes:
+    about: what was loaded: `path`, `which` network, `model` with all its
+      fields, `channels`, and `mean` and `std` of its images, if known.
+  """
+
+  about: dict
+
+
+def features(
+  path,
+  which: str = AUTO,
+  fields: Mapping | None = None,
+  dtype: str = 'float32',
+) -> Network:
+  """A network with its features; see `esvit_jax.load`."""
   weights = load_one(path, which, fields)
   variables = jax.tree.map(jnp.asarray, weights.variables())
-  return forward(weights.backbone), variables
+  try:
+    backbone = weights.backbone.clone(dtype=jnp.dtype(dtype))
+  except TypeError:
+    raise UserError(f'dtype is {dtype!r}: use float32 or bfloat16') from None
+  network = Network(forward(backbone), variables)
+  network.about = {
+    'path': os.fspath(path),
+    'which': weights.handed_on if which == AUTO else which,
+    **{
+      k: weights.about[k]
+      for k in ('model', 'channels', 'mean', 'std')
+      if k in weights.about
+    },
+  }
+  return network

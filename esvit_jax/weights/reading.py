@@ -1,6 +1,7 @@
 """Published files -> `Weights`, part by part."""
 
 import functools
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +11,7 @@ from esvit_jax.errors import UserError
 from esvit_jax.weights import accounting, architecture, tables
 from esvit_jax.weights.accounting import Account, Allowed, Part
 from esvit_jax.weights.handover import AUTO, NETWORKS, handed_on
+from esvit_jax.weights.libraries import huggingface
 from esvit_jax.weights.networks import POOLED_NORM, Weights
 from esvit_jax.weights.published import (
   arguments,
@@ -63,6 +65,23 @@ def from_file(
     raise families.OpenError(f'{file.path!r}: {e}', e.field) from None
   except UserError as e:
     raise UserError(f'{file.path!r}: {e}') from None
+
+
+def from_folder(
+  path: str,
+  which: str = 'both',
+  fields: Mapping | None = None,
+  allowed: Allowed | None = None,
+) -> Weights:
+  """The weights of a folder of Hugging Face; see `from_file`.
+
+  Raises:
+    UserError: as `from_file`, or the folder holds another network.
+  """
+  known = huggingface.fields(path)
+  file = files.read(os.path.join(path, huggingface.WEIGHTS))
+  file.notes += huggingface.remarks(path)
+  return from_file(file, which, {**known, **(fields or {})}, allowed)
 
 
 def _from_file(file, which, fields, allowed) -> Weights:
