@@ -11,7 +11,6 @@ or of another shape are listed and refused, unless you allow them.
 
 import argparse
 import ast
-import contextlib
 import json
 import os
 import sys
@@ -132,17 +131,18 @@ def _facts(source: str) -> dict[str, str]:
   facts = {'converted from': os.path.basename(source.rstrip('/'))}
   if not os.path.isdir(source):
     return facts
-  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+  try:
     with open(os.path.join(source, 'config.json'), encoding='utf-8') as f:
       facts['trained on'] = json.load(f)['data']['source']
-  with contextlib.suppress(OSError, ValueError, TypeError):
     with open(os.path.join(source, 'metrics.jsonl'), encoding='utf-8') as f:
-      for line in f:
-        for name, value in json.loads(line).items():
-          kind, _, network = name.partition('/')
-          if kind in SCORES and network in NETWORKS:
-            title = f'{SCORES[kind]} of the {NETWORKS[network]}, %'
-            facts[title] = f'{value:.1f}'
+      lines = [json.loads(line) for line in f]
+  except (OSError, ValueError, KeyError):
+    return facts  # a converted directory has none
+  for name, value in (item for line in lines for item in line.items()):
+    kind, _, network = name.partition('/')
+    if kind in SCORES and network in NETWORKS and value is not None:
+      title = f'{SCORES[kind]} of the {NETWORKS[network]}, %'
+      facts[title] = f'{value:.1f}'
   return facts
 
 

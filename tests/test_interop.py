@@ -4,13 +4,23 @@ tests/interop/make_goldens.py made the goldens with these libraries.
 """
 
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from interop import check_exports
+from safetensors.numpy import load_file, save_file
 
 import esvit_jax
+from esvit_jax import convert, models
+from esvit_jax.errors import UserError
+from esvit_jax.weights import architecture, exchange, graph, libraries, loading
+from esvit_jax.weights.libraries import names as names_lib
+from esvit_jax.weights.networks import Weights
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens' / 'interop'
 NAMES = sorted(path.stem for path in GOLDENS.glob('*.npz'))
