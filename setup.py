@@ -44,6 +44,11 @@ setup(
   extras_require={
     'heic': ['pillow-heif'],
     'parquet': ['pyarrow'],
+    'graph': ['flatbuffers'],
+    'interop-test': [
+      *('torch', 'timm', 'torchvision', 'transformers', 'onnxruntime'),
+      'safetensors',
+    ],
     'gpu': ['jax[cuda13]>=0.10.2'],
     'tpu': ['jax[tpu]>=0.10.2'],
     'detection': ['pycocotools'],
@@ -51,7 +56,7 @@ setup(
     'docs': ['mkdocs>=1.6', 'mkdocs-material', 'mkdocstrings[python]'],
     'dev': [
       *('ipykernel', 'nbclient', 'nbformat', 'pyyaml'),
-      *('pillow-heif', 'pyarrow', 'pycocotools'),
+      *('flatbuffers', 'pillow-heif', 'pyarrow', 'pycocotools'),
       *('pytest', 'pytest-xdist', 'ruff'),
       'scikit-learn',
     ],

@@ -15,7 +15,7 @@ from esvit_jax.weights.libraries import TITLES, huggingface
 from esvit_jax.weights.networks import Weights
 from esvit_jax.weights.published import families
 from esvit_jax.weights.tables import Arrays
-from esvit_jax.workdir.files import check_free, unfinished
+from esvit_jax.workdir.files import check_free, replacing
 
 _HEADED = ('timm', 'torchvision', 'hf')  # others take backbones alone
 
@@ -93,7 +93,7 @@ def save(
     notes.insert(0, f'left out: {", ".join(left_out)}')
   head = next((k for k in translated if k in _HEADS), None)
   classes = translated[head].shape[0] if head else 0
-  with unfinished(path) as part:
+  with replacing(path) as part:
     if library == 'hf':
       os.mkdir(part)
       if classes:

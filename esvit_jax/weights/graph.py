@@ -8,7 +8,7 @@ from esvit_jax.errors import UserError
 from esvit_jax.models.backbone import IMAGE_SIZE
 from esvit_jax.weights.handover import AUTO
 from esvit_jax.weights.networks import Weights, forward
-from esvit_jax.workdir.files import check_free, unfinished
+from esvit_jax.workdir.files import check_free, replacing
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -50,12 +50,17 @@ def save(path: str, weights: Weights, which: str = AUTO) -> list[str]:
     raise UserError('--to=stablehlo takes one network: give --which')
   check_free(path)
   graph = exported(weights, which)
-  with unfinished(path) as part, open(part, 'wb') as file:
-    file.write(graph.serialize())
+  try:
+    content = graph.serialize()
+  except ImportError:
+    raise UserError(
+      'writing a graph needs flatbuffers: pip install "esvit_jax[graph]"'
+    ) from None
+  with replacing(path) as part, open(part, 'wb') as file:
+    file.write(content)
   (images,), shapes = graph.in_avals, graph.out_avals
-  names = sorted(
-    ['view', 'grid'] + [f'stage{i}' for i in range(len(shapes) - 2)]
-  )
+  stages = (f'stage{i}' for i in range(len(shapes) - 2))
+  names = sorted(('view', 'grid', *stages))
   outputs = ', '.join(
     f'{name} {list(map(str, x.shape))}' for name, x in zip(names, shapes)
   )
