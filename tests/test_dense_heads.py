@@ -59,7 +59,9 @@ def test_feature_pyramid():
   params = fpn_params(w, 'inner_blocks.{}.0', 'layer_blocks.{}.0')
   module = pyramid.FeaturePyramid(case.params['out'])
   x = maps(case.inputs, 'c', range(2, 6))
-  out, back = jax.vjp(lambda *x: module.apply({'params': params}, x), *x)
+  out, back = jax.vjp(
+    jax.jit(lambda *x: module.apply({'params': params}, x)), *x
+  )
   grads = back(tuple(maps(case.inputs, 'cotangent', range(2, 7))))
   case.check(
     **{f'p{i}': torch_order(y) for i, y in enumerate(out, 2)},
@@ -70,7 +72,7 @@ def test_feature_pyramid():
 def test_odd_maps_are_added_by_size():
   module = pyramid.FeaturePyramid(8, norm=True)
   x = [jnp.ones((1, n, n, 3)) for n in (13, 7, 3)]
-  out, _ = module.init_with_output(jax.random.key(0), x)
+  out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
   assert [y.shape[1] for y in out] == [13, 7, 3, 2]
 
 
@@ -80,7 +82,7 @@ def test_simple_pyramid():
   module = pyramid.SimplePyramid(case.params['out'])
   (x,) = maps(case.inputs, 'map', [''])
   params = {'params': simple_params(w)}
-  out, back = jax.vjp(lambda x: module.apply(params, (x,)), x)
+  out, back = jax.vjp(jax.jit(lambda x: module.apply(params, (x,))), x)
   (grad,) = back(tuple(maps(case.inputs, 'cotangent', range(2, 7))))
   case.check(
     **{f'p{i}': torch_order(y) for i, y in enumerate(out, 2)},
@@ -128,7 +130,7 @@ def test_vitdet(name):
     rel_pos=p['rel_pos'],
   )
   image = np.moveaxis(case.inputs['image'], 1, -1)[:, None]
-  (out,) = module.apply({'params': params}, (image,))
+  (out,) = jax.jit(module.apply)({'params': params}, (image,))
   case.check(last_feat=torch_order(out.stages[-1][:, 0]))
 
 
@@ -298,9 +300,9 @@ def test_linear_head(name):
     value = cross_entropy.cross_entropy(logits, labels)
     return value, (logits, changed['batch_stats']['norm'])
 
-  (value, (logits, stats)), grad = jax.value_and_grad(loss, has_aux=True)(
-    params
-  )
+  (value, (logits, stats)), grad = jax.jit(
+    jax.value_and_grad(loss, has_aux=True)
+  )(params)
   kernel = grad['logits']['kernel'].T[:, :, None, None]
   case.check(
     logits=torch_order(logits),

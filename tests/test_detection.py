@@ -78,21 +78,25 @@ def test_matching(name):
 
 def test_a_sample_is_random_and_keeps_its_share():
   label = jnp.array([1] * 30 + [0] * 50 + [-1] * 20)
-  draw = jax.vmap(lambda key: matching.sample(label, key, 24, 0.25))
+  sample = jax.jit(matching.sample, static_argnums=(2, 3))
+  draw = jax.vmap(lambda key: sample(label, key, 24, 0.25))
   chosen = draw(jax.random.split(jax.random.key(0), 50))
   counts = [(chosen & (label == k)[None]).sum(1) for k in (1, 0, -1)]
   assert [set(c.tolist()) for c in counts] == [{6}, {18}, {0}]
   assert (chosen.any(0) == (label >= 0)).all()  # each at some time
   few = jnp.array([1] * 2 + [0] * 50)
-  assert matching.sample(few, jax.random.key(0), 24, 0.5).sum() == 24
-  assert matching.sample(few[:9], jax.random.key(0), 24, 0.5).sum() == 9
+  assert sample(few, jax.random.key(0), 24, 0.5).sum() == 24
+  assert sample(few[:9], jax.random.key(0), 24, 0.5).sum() == 9
+
+
+suppress = jax.jit(nms.nms, static_argnums=2)
 
 
 @pytest.mark.parametrize('name', ['a', 'b', 'exact_threshold', 'batched'])
 def test_suppression(name):
   case = Case('nms', name)
   x = {k: jnp.asarray(v) for k, v in case.inputs.items()}
-  keep = nms.nms(
+  keep = suppress(
     x['boxes'],
     x['scores'],
     case.params['threshold'],
@@ -106,14 +110,14 @@ def test_padding_suppresses_nothing():
   case = Case('nms', 'a')
   x = {k: jnp.asarray(v) for k, v in case.inputs.items()}
   pad = jnp.tile(jnp.array([[0.0, 0, 500, 500]]), (7, 1))
-  keep = nms.nms(
+  keep = suppress(
     jnp.concatenate([pad, x['boxes']]),
     jnp.concatenate([jnp.full(7, 9.0), x['scores']]),
     case.params['threshold'],
     jnp.arange(127) >= 7,
   )
   assert not keep[:7].any()
-  alone = nms.nms(x['boxes'], x['scores'], case.params['threshold'])
+  alone = suppress(x['boxes'], x['scores'], case.params['threshold'])
   np.testing.assert_array_equal(keep[7:], alone)
 
 
@@ -138,7 +142,7 @@ def test_roi_align(name):
 
     return jnp.moveaxis(jax.vmap(of_box)(image, x['rois'][:, 1:]), -1, 1)
 
-  out, back = jax.vjp(pooled, x['features'])
+  out, back = jax.vjp(jax.jit(pooled), x['features'])
   case.check(pooled=out, grad_features=back(x['cotangent'])[0])
 
 
@@ -172,7 +176,8 @@ def test_regions_are_pooled_from_their_level():
 def test_masks_are_pasted():
   case = Case('paste', 'a')
   x = {k: jnp.asarray(v) for k, v in case.inputs.items()}
-  soft = shapes.paste(x['masks'], x['boxes'], tuple(case.params['image']))
+  paste = jax.jit(shapes.paste, static_argnums=2)
+  soft = paste(x['masks'], x['boxes'], tuple(case.params['image']))
   case.check(soft=soft, hard=soft >= case.params['threshold'])
 
 
@@ -209,9 +214,9 @@ def test_losses_of_proposals():
     cls, loc = cls.sum() / count, loc.sum() / count
     return cls + loc, (cls, loc)
 
-  (_, (cls, loc)), grads = jax.value_and_grad(losses, (0, 1), has_aux=True)(
-    [x['logits0'], x['logits1']], [x['deltas0'], x['deltas1']]
-  )
+  (_, (cls, loc)), grads = jax.value_and_grad(
+    jax.jit(losses), (0, 1), has_aux=True
+  )([x['logits0'], x['logits1']], [x['deltas0'], x['deltas1']])
   names = [f'grad_{k}{i}' for k in ('logits', 'deltas') for i in range(2)]
   case.check(cls=cls, loc=loc, **dict(zip(names, [*grads[0], *grads[1]])))
 
@@ -236,18 +241,21 @@ def test_an_image_without_objects():
     return cls + loc, (label, cls, loc)
 
   (_, (label, cls, loc)), grads = jax.value_and_grad(
-    losses, (0, 1), has_aux=True
+    jax.jit(losses), (0, 1), has_aux=True
   )(x['logits'], x['deltas'])
   case.check(
     labels=label, cls=cls, loc=loc, grad_logits=grads[0], grad_deltas=grads[1]
   )
 
 
+propose = jax.jit(proposals.propose, static_argnums=(3, 4, 5))
+
+
 def test_proposals():
   case = Case('rpn', 'proposals')
   p, x = case.params, {k: jnp.asarray(v) for k, v in case.inputs.items()}
   for i in range(2):
-    found = proposals.propose(
+    found = propose(
       [x[f'boxes{level}'][i] for level in range(2)],
       [x[f'logits{level}'][i] for level in range(2)],
       jnp.array(p['image']),
@@ -273,7 +281,7 @@ def test_proposals():
 
 def test_fewer_proposals_than_asked_for_are_padded():
   some = jnp.array([[0.0, 0, 9, 9], [0, 0, 9, 9], [-5, -5, 0, 0]])
-  found = proposals.propose(
+  found = propose(
     [some], [jnp.array([1.0, 2, 3])], jnp.array([20, 20]), 5, 4, 0.7
   )
   np.testing.assert_array_equal(found.there, [True, False, False, False])
@@ -300,9 +308,9 @@ def test_losses_of_regions():
     )
     return cls + box, (cls, box)
 
-  (_, (cls, box)), grads = jax.value_and_grad(losses, (0, 1), has_aux=True)(
-    pad['scores'], pad['deltas']
-  )
+  (_, (cls, box)), grads = jax.value_and_grad(
+    jax.jit(losses), (0, 1), has_aux=True
+  )(pad['scores'], pad['deltas'])
   assert not any(g[-5:].any() for g in grads)
   case.check(
     cls=cls, box=box, grad_scores=grads[0][:-5], grad_deltas=grads[1][:-5]
@@ -327,7 +335,7 @@ def test_no_region_is_an_object():
     return cls + box, (cls, box, mask)
 
   (_, (cls, box, mask)), grads = jax.value_and_grad(
-    losses, (0, 1), has_aux=True
+    jax.jit(losses), (0, 1), has_aux=True
   )(x['scores'], x['deltas'])
   case.check(
     cls=cls, box=box, mask=mask, grad_scores=grads[0], grad_deltas=grads[1]
@@ -338,10 +346,11 @@ def test_targets_and_loss_of_masks():
   case = Case('roi_loss', 'mask')
   p, x = case.params, {k: jnp.asarray(v) for k, v in case.inputs.items()}
   S = p['mask_size']
-  target = shapes.from_bitmaps(x['masks'], x['proposals'], S)
+  from_bitmaps = jax.jit(shapes.from_bitmaps, static_argnums=2)
+  target = from_bitmaps(x['masks'], x['proposals'], S)
   h, w = p['image']
   frames = jnp.tile(jnp.array([[0.0, 0, w, h]]), (len(target), 1))
-  composed = shapes.from_shapes(
+  composed = jax.jit(shapes.from_shapes, static_argnums=3)(
     x['masks'].astype(jnp.float32), frames, x['proposals'], S
   )
   np.testing.assert_array_equal(target, composed)
@@ -350,7 +359,7 @@ def test_targets_and_loss_of_masks():
     logits = jnp.moveaxis(logits, 1, -1)
     return regions.mask_loss(logits, x['classes'], target)
 
-  value, grad = jax.value_and_grad(loss)(x['logits'])
+  value, grad = jax.value_and_grad(jax.jit(loss))(x['logits'])
   case.check(target=target, loss=value, grad_logits=grad)
 
 
@@ -358,8 +367,10 @@ def test_a_shape_in_its_own_box_is_the_mask():
   y, x = np.mgrid[:60, :80]
   mask = (np.hypot(y - 30, (x - 40) / 1.5) < 17)[None]
   box = np.array([[40 - 25.5, 13.5, 40 + 26.5, 47.5]], np.float32)
-  shape = shapes.from_bitmaps(jnp.asarray(mask), jnp.asarray(box), 56)
-  back = shapes.paste(shape.astype(jnp.float32), jnp.asarray(box), (60, 80))
+  from_bitmaps = jax.jit(shapes.from_bitmaps, static_argnums=2)
+  shape = from_bitmaps(jnp.asarray(mask), jnp.asarray(box), 56)
+  paste = jax.jit(shapes.paste, static_argnums=2)
+  back = paste(shape.astype(jnp.float32), jnp.asarray(box), (60, 80))
   assert ((back >= 0.5) != mask).mean() < 0.003
 
 
@@ -368,7 +379,8 @@ def test_detections(name):
   case = Case('roi_loss', name)
   p, x = case.params, {k: jnp.asarray(v) for k, v in case.inputs.items()}
   K = x['probs'].shape[1] - 1
-  found = regions.detect(
+  detect = jax.jit(regions.detect, static_argnums=(4, 5, 6))
+  found = detect(
     x['boxes'].reshape(-1, K, 4),
     x['probs'],
     jnp.ones(len(x['probs']), bool),

@@ -106,7 +106,8 @@ def test_it_learns(recipe, lr):
   assert metrics['loss'] < 0.7 * math.log(CLASSES)
   method = build(c)
   images = (jnp.asarray(batch()['image']) / 255 - 0.286) / 0.353
-  logits = method.predict(state.params, state.extra['student'], images)
+  predict = jax.jit(method.predict)
+  logits = predict(state.params, state.extra['student'], images)
   assert logits.shape == (B, CLASSES) and logits.dtype == jnp.float32
   assert (logits.argmax(1) == batch()['label']).mean() > 0.7
   assert method.chance == math.log(CLASSES)
@@ -226,7 +227,7 @@ def test_relative_positions_are_added_to_a_network_without(tmp_path, recipe):
   c = config(f'{recipe},debug')
   added = ('rel_pos', 'layer_scale', 'qkv_bias')
   plain = {k: v for k, v in c.model.items() if k not in added}
-  variables = models.build(plain).init(
+  variables = jax.jit(models.build(plain).init)(
     jax.random.key(5), (jnp.zeros((1, 1, 28, 28, 1)),)
   )
   variables = jax.tree.map(lambda x: x + 0.5, variables)

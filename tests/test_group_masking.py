@@ -203,7 +203,7 @@ def test_other_images_lend_the_same_place_of_the_same_view():
   at = jnp.arange(n * 2 * 16 * 16, dtype=jnp.float32)
   images = at.reshape(n, 2, 16, 16, 1)
   s = gmml.settings({'replace_prob': 1.0, 'replace': 0.4}, (16, 16))
-  corrupted, mask = gmml.corrupt(images, KEY, s)
+  corrupted, mask = jax.jit(lambda x: gmml.corrupt(x, KEY, s))(images)
   shift = np.asarray(corrupted - images)[..., 0]
   mask = np.asarray(mask)
   lenders = set()
@@ -248,7 +248,7 @@ def test_fills():
 def test_nothing_asked_for_is_nothing_done():
   images = jax.random.normal(KEY, (2, 2, 20, 20, 3))
   s = gmml.settings({'share': 0.0, 'replace_prob': 0.0}, (20, 20))
-  corrupted, mask = gmml.corrupt(images, KEY, s)
+  corrupted, mask = jax.jit(lambda x: gmml.corrupt(x, KEY, s))(images)
   assert not mask.any() and np.array_equal(corrupted, images)
 
 

@@ -112,7 +112,7 @@ def toy_method():
     del c[section]
   c.toy = ConfigDict({'weight': 1.0})
   c.method = 'toy'
-  c.model.name, c.model.init_scale = 'vit_28', 'fan_in'
+  c.model = ConfigDict({'name': 'vit', 'debug': True, 'dtype': 'float32'})
   return c
 
 
