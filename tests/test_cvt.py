@@ -114,7 +114,7 @@ def test_only_the_last_stage_goes_through_the_norm():
 def test_windows_shrink_on_small_maps(map_side, windows, n):
   attention = cvt.WindowAttention(2, 7, 'fan_in', jnp.float32)
   x = jax.random.normal(conv_laws.KEY, (2, 3, *map_side, 4))
-  variables = attention.init(conv_laws.KEY, x, False)
+  variables = jax.jit(attention.init, static_argnums=2)(conv_laws.KEY, x, False)
   y, sown = attention.apply(variables, x, False, mutable=['intermediates'])
   assert y.shape == x.shape
   probs = sown['intermediates']['attention'][0].probs
@@ -125,7 +125,7 @@ def test_pads_count_and_are_seen():
   """Published: zeros before the projection, in statistics and softmax."""
   attention = cvt.WindowAttention(1, 7, 'fan_in', jnp.float32)
   x = 1 + jax.random.normal(conv_laws.KEY, (2, 1, 8, 8, 4))
-  variables = attention.init(conv_laws.KEY, x, False)
+  variables = jax.jit(attention.init, static_argnums=2)(conv_laws.KEY, x, False)
   kernel = variables['params']['depthwise']['kernel']
   # One weight in the middle: the convolution keeps what it gets.
   kernel = jnp.zeros_like(kernel).at[1, 1].set(1)

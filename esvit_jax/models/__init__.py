@@ -4,7 +4,8 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -82,9 +83,15 @@ def build(config: Mapping) -> Backbone:
 
 def abstract_variables(backbone: Backbone, channels: int = 3) -> dict:
   """Shapes and dtypes of a backbone's variables."""
+  return jax.eval_shape(initial(backbone, channels), jax.random.key(0))
+
+
+@functools.lru_cache(maxsize=32)
+def initial(backbone: Backbone, channels: int = 3) -> Callable:
+  """Random key -> first variables; each network is traced once."""
   side = backbone.image_size or IMAGE_SIZE
-  image = jax.ShapeDtypeStruct((1, 1, side, side, channels), jnp.float32)
-  return jax.eval_shape(backbone.init, jax.random.key(0), (image,))
+  image = (1, 1, side, side, channels)
+  return jax.jit(lambda key: backbone.init(key, (jnp.zeros(image),)))
 
 
 def _frozen(value):

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from esvit_jax import sharding
+from esvit_jax import models, sharding
 from esvit_jax.dense import resize
 from esvit_jax.errors import UserError
 from esvit_jax.models.layers import l2_normalize
 from esvit_jax.protocols.setup import Setup
-from esvit_jax.weights import architecture
 from esvit_jax.weights import networks as networks_lib
 
 PRE_TRAINED = 'pre-trained'
@@ -62,7 +61,7 @@ def networks(setup: Setup, size: tuple[int, int]) -> dict[str, Network]:
     return (*features.stages[:-1], features.grid)
 
   trained = setup.variables
-  fresh = jax.jit(architecture.backbone_init(module, channels))
+  fresh = models.initial(module, channels)
   fresh = fresh(jax.random.key(setup.config.seed))
   fresh = {k: v for k, v in fresh.items() if k in trained}
   images = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)

@@ -11,7 +11,6 @@ from flax import traverse_util
 
 from esvit_jax import models
 from esvit_jax.errors import UserError, in_one_line
-from esvit_jax.models.backbone import IMAGE_SIZE
 from esvit_jax.models.heads import DINOHead
 from esvit_jax.weights import accounting
 from esvit_jax.weights.published import families
@@ -142,7 +141,7 @@ def differences(
     module: the backbone.
     channels: of its images.
   """
-  init = backbone_init(module, channels)
+  init = models.initial(module, channels)
   like = accounting.shapes('backbone', init)
   expected, given = (
     {k: x.shape for k, x in traverse_util.flatten_dict(tree, sep='/').items()}
@@ -150,13 +149,6 @@ def differences(
   )
   paths = expected.keys() | given.keys()
   return sorted(k for k in paths if expected.get(k) != given.get(k))
-
-
-def backbone_init(module: nn.Module, channels: int) -> Callable:
-  """Random key -> initial variables of a backbone."""
-  side = module.image_size or IMAGE_SIZE
-  image = (1, 1, side, side, channels)
-  return lambda key: module.init(key, (jnp.zeros(image),))
 
 
 def head_init(fields: Mapping, in_dim: int) -> Callable:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from flax import traverse_util
 
+from esvit_jax import models
 from esvit_jax.errors import UserError
 from esvit_jax.weights import accounting, architecture, tables
 from esvit_jax.weights.accounting import Account, Allowed, Part
@@ -247,7 +248,7 @@ def _read_network(name, arrays, module, about, account) -> dict:
       part = Part(f'{name} {layout}', layout, init)
     elif key == 'backbone':
       layout = families.NAMES.get(type(module))
-      init = architecture.backbone_init(module, about['channels'])
+      init = models.initial(module, about['channels'])
       part = Part(f'{name} {key}', layout, init)
     else:
       layout = architecture.head_layout(about['head'])
