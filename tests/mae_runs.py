@@ -6,13 +6,22 @@ import golden_mae_sit
 import golden_weights
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs import common
-from esvit_jax import models
+from esvit_jax import models, optim, state
+from esvit_jax.methods import mae as method
 from esvit_jax.models.mae import MAE
+from esvit_jax.models.patches import patchify
 from esvit_jax.models.positions import mae_table
+from esvit_jax.models.vit import ViT
 from esvit_jax.weights import tables
+
+KEY = jax.random.key(0)
+RUN = state.Run(state.Horizon(100, 10))
+CLOSE = {'rtol': 1e-4, 'atol': 1e-5}
+VISIBLE = 49  # of 196 patches
 
 
 def published(keys, prefix: str = '') -> dict:
@@ -113,3 +122,68 @@ def tiny_teacher() -> tuple:
   )
   shapes = models.abstract_variables(module, 1)
   return module, golden_weights.random_variables(shapes)
+
+
+def golden_step(network, c, order, targets=None):
+  """params -> (loss, metrics), the published image and order given."""
+  images = image('mae_img')
+  patches = patchify(images, 16)
+
+  def loss(params, targets=targets):
+    out = network.apply({'params': params}, images, order, VISIBLE)
+    value, metrics = method.objective(out, patches, order, VISIBLE, targets, c)
+    return value, (metrics, out)
+
+  return loss
+
+
+def check_gradients(golden, names, grads, table, key='grad_norm'):
+  theirs = tables.to_published({'params': grads}, table)
+  for name, norm in zip(names, golden[key], strict=True):
+    found = theirs[name]
+    np.testing.assert_allclose(
+      np.linalg.norm(found), norm, rtol=1e-3, err_msg=name
+    )
+
+
+def small_vit(**overrides) -> ViT:
+  fields = dict(tiny().model) | {'drop_path': 0.0} | overrides
+  return models.build(fields)
+
+
+def random_images(height=16, width=16, channels=1):
+  return jax.random.normal(KEY, (2, height, width, channels))
+
+
+def random_variables(network):
+  shapes = jax.eval_shape(
+    lambda key: network.init(
+      key, random_images(), method.patch_order(KEY, 2, 16), 5
+    ),
+    KEY,
+  )
+  return golden_weights.random_variables(shapes)
+
+
+def start(built):
+  """A first state, the optimiser and a batch for a tiny method."""
+  shapes, teacher, extra = jax.eval_shape(built.init, KEY)
+  params = golden_weights.random_variables(shapes)
+  if teacher is not None:
+    teacher = {'encoder': tiny_teacher()[1]['params']}
+  tx = optim.build(
+    {'b2': 0.95, 'frozen': {'pos_embed': None}},
+    params,
+    lambda step: 1e-3,
+    lambda step: 0.05,
+  )
+  opt_state = jax.jit(tx.init)(params)
+  whole = state.TrainState(jnp.int32(0), params, teacher, extra, opt_state)
+  rng = np.random.default_rng(0)
+  batch = {
+    'image': rng.integers(0, 256, (8, 24, 24, 1), np.uint8),
+    'size': np.full((8, 2), 24, np.int32),
+    'label': np.full((8,), -1, np.int32),
+    'index': np.arange(8, dtype=np.int32),
+  }
+  return whole, tx, batch

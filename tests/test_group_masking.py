@@ -130,8 +130,8 @@ def test_blocks_are_drawn_as_published(length, align):
   counts = collections.Counter(zip(top.tolist(), height.tolist()))
   assert set(counts) <= set(cases)
   total = sum(cases.values())
-  rare = [pair for pair, n in cases.items() if n / total * 40_000 < 5]
-  common = [pair for pair in cases if pair not in set(rare)]
+  rare = {pair for pair, n in cases.items() if n / total * 40_000 < 5}
+  common = [pair for pair in cases if pair not in rare]
   observed = [counts[pair] for pair in common]
   expected = [cases[pair] / total * 40_000 for pair in common]
   if rare:
