@@ -229,7 +229,7 @@ def experiment(name: str, figures: dict[str, str]) -> ConfigDict:
   c.bench = False  # speed and memory of each run too, once
   c.runs = ConfigDict()  # name -> config of training, or of a protocol
   c.evaluations = ConfigDict()  # of each trained network: task -> config
-  c.figures = ConfigDict(figures)
+  c.figures = tuple(figures.items())  # a ConfigDict would sort them
   # Of all runs; what is '', -1 or () is as in theirs.
   c.data = ConfigDict()
   c.data.source = ''

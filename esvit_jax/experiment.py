@@ -8,6 +8,7 @@ It ends in a table of means and spreads (experiment.txt), a figure
 (experiment.png) and all numbers (experiment.json).
 """
 
+import graphlib
 import json
 import os
 import statistics
@@ -48,7 +49,7 @@ def run(config, directory: str, out=sys.stdout) -> dict:
   rows = recorded(directory, asked)
   os.makedirs(directory, exist_ok=True)
   for seed in seeds:
-    for name in config.runs:
+    for name in ordered(config.runs):
       if any((row['run'], row['seed']) == (name, seed) for row in rows):
         continue
       place = os.path.join(directory, f'{name}_{seed}')
@@ -64,6 +65,26 @@ def run(config, directory: str, out=sys.stdout) -> dict:
   plots.spread_png(picture, values(config, rows))
   print(f'{text}\nfigure   {picture}', file=out)
   return summary(config, rows)
+
+
+def ordered(runs) -> list[str]:
+  """Names of runs, each after those that its fields name.
+
+  Raises:
+    UserError: a field names a run that there is not.
+  """
+  needs = {
+    name: [
+      value.removeprefix(PREFIX)
+      for value in workdir.flatten(arm.to_dict()).values()
+      if isinstance(value, str) and value.startswith(PREFIX)
+    ]
+    for name, arm in runs.items()
+  }
+  for name in sorted({x for named in needs.values() for x in named}):
+    if name not in needs:
+      raise UserError(f"'{PREFIX}{name}': there is no run {name}")
+  return list(graphlib.TopologicalSorter(needs).static_order())
 
 
 def recorded(directory: str, config: dict) -> list[dict]:
@@ -161,7 +182,7 @@ def values(config, rows: list[dict]) -> dict[str, dict[str, list[float]]]:
       ]
       for name in config.runs
     }
-    for title, key in config.figures.items()
+    for title, key in config.figures
   }
 
 
@@ -183,7 +204,7 @@ def summary(config, rows: list[dict]) -> dict:
 
 def table(config, rows: list[dict]) -> str:
   """Means and spreads, a line for each run; many figures fill several."""
-  tables, every = [], list(config.figures)
+  tables, every = [], [title for title, _ in config.figures]
   for first in range(0, len(every), COLUMNS):
     titles = every[first : first + COLUMNS]
     lines = []

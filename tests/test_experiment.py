@@ -107,6 +107,15 @@ def test_a_field_names_another_run_of_the_same_seed():
   assert c.runs.other.init.checkpoint == 'run:one'
 
 
+def test_runs_come_after_those_they_name():
+  c = config()
+  c.runs.one.init.checkpoint = 'run:other'
+  assert experiment.ordered(c.runs) == ['other', 'one']
+  c.runs.other.init.checkpoint = 'run:third'
+  with pytest.raises(UserError, match="'run:third': there is no run third"):
+    experiment.ordered(c.runs)
+
+
 @pytest.mark.parametrize('name', FILES)
 def test_files_of_experiments(name):
   module = importlib.import_module(f'configs.experiments.{name}')
@@ -115,7 +124,7 @@ def test_files_of_experiments(name):
     c = module.get_config(variant)
     assert set(c.seeds) == {0, 1, 2} and len(c.runs) > 1
     tasks = {*c.evaluations, *(arm.get('task', '') for arm in c.runs.values())}
-    for key in c.figures.values():
+    for _, key in c.figures:
       task, _, figure = key.partition('.')
       assert key in ('knn', 'linear') or task in tasks or task == 'bench'
       assert figure or key in ('knn', 'linear')
