@@ -30,11 +30,11 @@ import jax
 import numpy as np
 
 from configs import dino, esvit, imagenette, mae_lite, moco, sit
-from esvit_jax import augment, bench, data, evals, sharding
+from esvit_jax import augment, data, evals, sharding
 from esvit_jax.analysis import correspondence
 from esvit_jax.data.source import Source
 from esvit_jax.errors import UserError
-from esvit_jax.run import jobs
+from esvit_jax.run import jobs, synthetic
 from esvit_jax.state import Horizon
 from esvit_jax.workdir import terminal
 
@@ -361,13 +361,13 @@ def program(config, form: str, batch: int):
   config.batch_size, config.init.checkpoint = batch, ''
   if 'form' in config.get('loss', {}):
     config.loss.form = form
-  job = bench.synthetic_job(config, sharding.mesh())
+  job = synthetic.job(config, sharding.mesh())
   return job, jobs.compile_step(job)
 
 
 def timed(job: jobs.Job, step) -> dict[str, float]:
   """Median time of a step, images per second and memory."""
-  state, batch, spans = jobs.create_state(job), bench.synthetic_batch(job), []
+  state, batch, spans = jobs.create_state(job), synthetic.batch(job), []
   for _ in range(2 + STEPS):
     began = time.perf_counter()
     state, _ = jax.block_until_ready(step(state, batch, job.key))
