@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -35,7 +36,7 @@ STEP = re.compile('0|[1-9][0-9]{0,9}')  # the name of a checkpoint's folder
 UNFINISHED = '.orbax-checkpoint-tmp'
 
 # Orbax tells at INFO what the progress line already says.
-logging.getLogger('absl').setLevel(logging.ERROR)
+logging.getLogger('absl').setLevel(logging.CRITICAL)
 # What its tasks fail of is raised, and said in a line; it need not be told as
 # the tasks are forgotten.
 logging.getLogger('asyncio').setLevel(logging.CRITICAL)
@@ -229,6 +230,8 @@ class Checkpoints:
     except jax.errors.JaxRuntimeError:
       raise
     except Exception as e:  # orbax and tensorstore raise what they like
+      # Tasks that were not begun would say so as they are forgotten.
+      warnings.filterwarnings('ignore', 'coroutine .* was never awaited')
       raise UserError(
         f'cannot write a checkpoint in {self.directory} ({_first_line(e)}): '
         f'make room or mend the disk; the same command goes on from the last '
