@@ -140,7 +140,7 @@ def finished(folder: pathlib.Path) -> pathlib.Path:
   import jax
 
   from esvit_jax import train
-  from esvit_jax.weights import export, loading
+  from esvit_jax.weights import loading, writing
 
   jax.config.update('jax_compilation_cache_dir', str(folder / 'cache'))
   run = folder / 'run'
@@ -160,7 +160,7 @@ def finished(folder: pathlib.Path) -> pathlib.Path:
     )
   )
   network = loading.load(str(run))
-  export.save(str(folder / 'network.safetensors'), network)
+  writing.save(str(folder / 'network.safetensors'), network)
   return run
 
 
