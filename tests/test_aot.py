@@ -48,7 +48,6 @@ def plugins(tmp_path_factory) -> str:
 BUDGETS = {
   ('loss', 64): (265, 240, 500),
   ('student', 16): (2750, 1000, 3700),
-  ('augmentation', 16): (145, 2500, 1000),
 }
 
 
