@@ -9,27 +9,20 @@ alone, so the same call resumes bit for bit, on any number of devices.
 """
 
 import contextlib
-import os
 import sys
 import time
 
 import jax
 
-from esvit_jax import data, models, report, sharding, workdir
+from esvit_jax import data, sharding, workdir
 from esvit_jax import state as state_lib
-from esvit_jax.analysis.pictures import Album, Gallery
-from esvit_jax.errors import Stopped, UserError, in_one_line
-from esvit_jax.run import jobs, replay, startup, summary
-from esvit_jax.run.evaluation import Evaluation, headline
-from esvit_jax.run.initial import initial_state
+from esvit_jax.errors import Stopped
+from esvit_jax.run import jobs
 from esvit_jax.run.jobs import Job
 from esvit_jax.run.log import Log
+from esvit_jax.run.session import Session
 from esvit_jax.run.signals import StopRequest
-from esvit_jax.weights import networks
-from esvit_jax.workdir import health, provenance
-from esvit_jax.workdir.checkpoint import Checkpoints
-from esvit_jax.workdir.metrics import PERCENT, Metrics
-from esvit_jax.workdir.terminal import Progress, duration
+from esvit_jax.workdir.terminal import duration
 
 FIRST_STEPS = 10  # after these, the time of the run can be told
 
@@ -82,201 +75,57 @@ def _train(
   job: Job, directory: str, request: StopRequest, out
 ) -> state_lib.TrainState:
   """Restores or starts, loops, saves and evaluates."""
-  config, steps = job.config, job.horizon.steps
   with contextlib.ExitStack() as stack:
-    checkpoints = stack.enter_context(
-      Checkpoints(
-        os.path.join(directory, 'checkpoints'),
-        config.save.keep,
-        job.horizon.steps_in(config.save.keep_every_epochs),
-        config.to_dict(),
-      )
-    )
-    resumed = checkpoints.latest()
-    if resumed is None:
-      state, damaged = initial_state(job), ''
-    else:
-      state, damaged = checkpoints.resume(job.state)
-      resumed = int(state.step)
-    first = int(state.step)
-    if first < steps:
-      summary.space(job, directory).check()
-    metrics = Metrics(directory, resumed, config.tensorboard, out is not None)
-    stack.callback(metrics.close)
-    score = headline(job.method)
-    checkpoints.scores |= {
-      line['step']: line[score]
-      for line in metrics.history
-      if line.get(score) is not None
-    }
-    progress = Progress(
-      steps, first, job.horizon.steps_per_epoch, config.batch_size, out
-    )
-    stack.callback(progress.close)
-    evaluation = Evaluation(job, directory, progress.say)
-    if out is not None and first < steps:
-      record = os.path.join(directory, 'run.json')
-      about = {
-        'chance': job.method.chance,
-        'network': job.method.network,
-        'units': PERCENT,
-      }
-      about |= startup.settings()
-      workdir.write_json(record, provenance.record() | about)
-    if damaged:
-      progress.say(damaged)
-    summary.introduce(job, directory, resumed, progress.say)
-    if resumed is None:
-      metrics.write(first, evaluation(state, at_start=True))
-      metrics.flush()
-    elif due(config.eval, job.horizon, first) and first not in (
-      checkpoints.scores
-    ):
-      # It ended between saving this step and evaluating it.
-      evaluate(state, evaluation, checkpoints, metrics, first == steps)
-    album = None
-    if out is not None and config.eval.pictures:
-      inspect = networks.inspect(models.build(config.model))
-      album = Album(job, directory, inspect)
-    if first < steps:
-      state = _loop(
-        job,
-        state,
-        evaluation,
-        checkpoints,
-        metrics,
-        progress,
-        album,
-        request,
-      )
-    metrics.flush()
-    paths = []
-    if int(state.step) == steps:
-      paths += draw(album, state, evaluation, progress.say, last=True)
-    if out is not None:
-      paths += report_page(directory, progress.say, running=False)
-  if int(state.step) < steps:
-    progress.say(
-      f'stopped at step {int(state.step)}: saved; the same command goes on '
-      'from there'
-    )
-  else:
-    verdict = health.verdict(metrics.history, job.method.chance)
-    summary.conclude(
-      directory,
-      metrics,
-      verdict,
-      paths,
-      next_step(directory) if out is not None else '',
-      progress.say,
-    )
+    session = Session(job, directory, out, stack)
+    state = session.start()
+    if int(state.step) < job.horizon.steps:
+      state = _loop(session, state, request)
+    session.finish(state)
   return state
 
 
 def _loop(
-  job, state, evaluation, checkpoints, metrics, progress, album, request
-):
+  session: Session, state: state_lib.TrainState, request: StopRequest
+) -> state_lib.TrainState:
   """data -> step -> report, until the last step or a signal to stop."""
-  config, horizon = job.config, job.horizon
+  job, progress = session.job, session.progress
+  config, steps = job.config, job.horizon.steps
   began = time.perf_counter()
   step_fn = jobs.compile_step(job)
   progress.say(f'compiled in {duration(time.perf_counter() - began)}')
-  log = Log(job, metrics, progress)
-  key, first, rollbacks = job.key, int(state.step), 0
+  log = Log(job, session.metrics, progress)
+  key, first = job.key, int(state.step)
   pipeline = data.Pipeline(
     job.sources['train'],
     config.seed,
     config.batch_size,
     jax.process_index(),
     jax.process_count(),
-    data.reading(config.data, evaluation.directory),
+    data.reading(config.data, session.directory),
   )
   with pipeline.iterate(first) as feed:
     request.arm()
     progress.restart(first)
-    for step in range(first, horizon.steps):
+    for done in range(first + 1, steps + 1):
       batch = sharding.global_batch(job.mesh, next(feed))
       state, values = step_fn(state, batch, key)
-      log.receive(step + 1, values, feed.waited)
+      log.receive(done, values, feed.waited)
       if log.bad_in_row >= config.max_bad_steps:
-        if rollbacks == config.max_rollbacks:
-          directory = evaluation.directory
-          replay.give_up(job, state, batch, directory, checkpoints, log)
-        rollbacks += 1
-        log.bad_in_row = 0
-        state = replay.roll_back(job, state, checkpoints, progress.say)
-      done, last = step + 1, step + 1 == horizon.steps
+        state = session.rescue(state, batch, log)
       if done == first + FIRST_STEPS:
         left = duration(progress.eta(done))
         progress.say(f'       about {left} to go, evaluations left out')
       stop = sharding.stops_at(done, bool(request) or progress.unread)
-      evaluates = due(config.eval, horizon, done)
-      if evaluates or stop or due(config.save, horizon, done):
+      evaluates = session.evaluates(done)
+      if stop or session.saves(done):
         log.catch_up(report=evaluates or stop)
-        metrics.flush()
-        checkpoints.save(state)
+        session.metrics.flush()
+        session.checkpoints.save(state)
       if evaluates:
         with progress.paused():
-          evaluate(state, evaluation, checkpoints, metrics, last)
-          if progress.out is not None and not last:
-            draw(album, state, evaluation, progress.say)
-            report_page(evaluation.directory, progress.say)
+          session.evaluate(state)
+        if done < steps:
+          session.show(state)
       if stop:
         break
   return state
-
-
-def due(section, horizon, step: int) -> bool:
-  """Whether it is time for `section` (eval or save), as always at the end."""
-  every = horizon.steps_in(section.every_epochs)
-  return step == horizon.steps or bool(every and step % every == 0)
-
-
-def evaluate(state, evaluation, checkpoints, metrics, at_end: bool) -> None:
-  """Evaluates a state that is saved; its figures are written."""
-  step = int(state.step)
-  figures = evaluation(state, at_end=at_end)
-  if figures:
-    metrics.write(step, figures)
-  metrics.flush()
-  score = figures.get(headline(evaluation.job.method))
-  if score is not None:
-    checkpoints.scores[step] = score
-
-
-def draw(album, state, evaluation, say, last: bool = False) -> list[str]:
-  """Draws pictures if it is time; a failure costs the pictures only."""
-  if album is None:
-    return []
-  try:
-    album.update(state, gallery(evaluation), last)
-  except Exception as e:
-    say(f'pictures failed, training goes on: {in_one_line(e)}')
-  return album.paths
-
-
-def report_page(directory: str, say, running: bool = True) -> list[str]:
-  """Writes the report; a failure costs the page only."""
-  try:
-    return [report.build([directory], running=running)]
-  except Exception as e:
-    say(f'the report failed: {in_one_line(e)}')
-    return []
-
-
-def next_step(directory: str) -> str:
-  """What to try next; a file that cannot be read costs the advice only."""
-  try:
-    return report.next_step(directory)
-  except UserError as e:
-    return f'mend a file: {e}'
-
-
-def gallery(evaluation: Evaluation) -> Gallery | None:
-  """The test images with the features they had at the last evaluation."""
-  if evaluation.features is None:
-    return None
-  classes = evaluation.job.sources['test'].classes
-  return Gallery(
-    evaluation.features, evaluation.labels, classes, evaluation.images
-  )

@@ -209,11 +209,12 @@ def test_tensorboard_without_tensorflow(tmp_path, monkeypatch):
 def test_out_of_memory_seen_by_the_compiler(tmp_path, monkeypatch):
   """Refused after the directory was claimed, which is then given back."""
   from esvit_jax.run import jobs
+  from esvit_jax.run.evaluation import Evaluation
 
   monkeypatch.setattr(
     jobs, 'compile_step', lambda job: jobs.refuse_if_over(2**60, 'a step needs')
   )
-  monkeypatch.setattr(train.Evaluation, '__call__', lambda *a, **k: {})
+  monkeypatch.setattr(Evaluation, '__call__', lambda *a, **k: {})
   text = refused_here(tiny({}), tmp_path / 'run')
   assert 'a step needs' in text
   assert os.listdir(tmp_path) == []

@@ -32,12 +32,10 @@ LAW = {
     'augment models data state sharding',
     'jax numpy',
   ),
-  'train': (
-    'run report analysis weights workdir models data state sharding',
-    'jax numpy',
-  ),
+  'train': ('run workdir data state sharding', 'jax'),
   'run': (
-    'methods evals weights workdir augment models optim data state sharding',
+    'report analysis methods evals weights workdir augment models optim data '
+    'state sharding',
     'jax numpy flax optax ml_collections',
   ),
   'report': ('workdir', 'jinja2'),

@@ -98,6 +98,14 @@ class Metrics:
     if self._board:
       self._try(lambda: self._draw(line), f'events beside {self.path}')
 
+  def scores(self, name: str) -> dict[int, float]:
+    """step -> figure, of the steps that have it."""
+    return {
+      line['step']: line[name]
+      for line in self.history
+      if line.get(name) is not None
+    }
+
   def _try(self, write: Callable[[], None], path: str) -> None:
     """Writes if this process does; says the first failure in a row."""
     if not self._writes:
