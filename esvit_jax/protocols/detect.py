@@ -148,9 +148,8 @@ def judge(config, directory: str, test, out) -> dict:
   """'bbox' and 'segm' -> figures of a finished run on the test images."""
   c, mesh = config.detect, sharding.mesh()
   predict = predictor(config, directory, len(test.objects.classes), mesh)
-  batches = evals.batches(
-    test, mesh, c.test_batch, config.data.workers, config.data.max_unreadable
-  )
+  reading = data.reading(config.data, directory)
+  batches = evals.batches(test, mesh, c.test_batch, reading)
   truth, results, first = _Truth(test), [], None
   count = -(-len(test) // c.test_batch)
   for batch in terminal.counted(batches, count, 'judging', out):

@@ -129,9 +129,8 @@ def judge(config, directory: str, test, out) -> metrics.Scores:
     return jax.lax.with_sharding_constraint((confusion, found), whole)
 
   total, first = np.zeros((classes, classes), np.int64), None
-  batches = evals.batches(
-    test, mesh, c.test_batch, config.data.workers, config.data.max_unreadable
-  )
+  reading = data.reading(config.data, directory)
+  batches = evals.batches(test, mesh, c.test_batch, reading)
   count = -(-len(test) // c.test_batch)
   for batch in terminal.counted(batches, count, 'judging', out):
     confusion, found = predict(variables, batch)
