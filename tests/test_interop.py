@@ -89,9 +89,7 @@ KEYS = {
 def zeros(name: str) -> Weights:
   """`Weights` of a backbone, all zero."""
   module = models.build({'name': name})
-  like = jax.eval_shape(
-    architecture.backbone_init(module, 3), jax.random.key(0)
-  )
+  like = models.abstract_variables(module)
   variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
   tree = {
     'params': {'backbone': variables['params']},

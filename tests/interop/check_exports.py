@@ -57,9 +57,7 @@ def random_weights(kind: str):
   from esvit_jax.weights.networks import Weights
 
   module = models.build(FIELDS[kind])
-  variables = jax.eval_shape(
-    architecture.backbone_init(module, 3), jax.random.key(0)
-  )
+  variables = models.abstract_variables(module)
   rng = np.random.default_rng(0)
 
   def draw(path, x):
