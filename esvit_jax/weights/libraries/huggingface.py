@@ -4,11 +4,11 @@ transformers builds the network from config.json, and a processor of images
 from preprocessor_config.json; README.md is the model card.
 """
 
-import json
 import os
 from collections.abc import Mapping
 
 from esvit_jax.errors import UserError
+from esvit_jax.workdir import parse_json
 
 WEIGHTS = 'model.safetensors'
 # kind -> (model_type, the class without a head, the class with one)
@@ -190,7 +190,7 @@ The licence is for whoever trained it to say, and depends on the data: set
 def _json(file: str) -> dict | None:
   try:
     with open(file, encoding='utf-8') as f:
-      content = json.load(f)
+      content = parse_json(f.read())
   except (OSError, ValueError):
     return None
   return content if isinstance(content, dict) else None
