@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from esvit_jax import evals, protocols, sharding
+from esvit_jax import evals, protocols, sharding, workdir
 from esvit_jax import state as state_lib
 from esvit_jax.errors import UserError, require_local
 from esvit_jax.run import hlo, jobs, limits, synthetic, targets
@@ -155,8 +155,7 @@ def _tell(figures: dict, directory: str) -> None:
   print(terminal.table('bench', ('figure', 'value'), rows))
   print(json.dumps(figures))
   if directory:
-    with open(os.path.join(directory, 'bench.json'), 'w') as f:
-      json.dump(figures, f, indent=2)
+    workdir.write_json(os.path.join(directory, 'bench.json'), figures)
 
 
 def _earlier(against: str) -> dict:
@@ -164,10 +163,9 @@ def _earlier(against: str) -> dict:
   if not against:
     return {}
   try:
-    with open(against, encoding='utf-8') as f:
-      figures = json.load(f)
+    figures = workdir.read_json(against)
     return {k: v for k, v in figures.items() if isinstance(v, float)}
-  except (OSError, ValueError, AttributeError) as e:
+  except (OSError, ValueError) as e:
     raise UserError(
       f'cannot read --against={against} as the bench.json of an earlier '
       f'--mode=bench ({e})'

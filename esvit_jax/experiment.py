@@ -97,8 +97,7 @@ def recorded(directory: str, config: dict) -> list[dict]:
   if not os.path.exists(path):
     return []
   try:
-    with open(path, encoding='utf-8') as f:
-      earlier = json.load(f)
+    earlier = workdir.read_json(path)
     there = workdir.flatten(earlier['config'])
     rows = earlier['rows']
   except (OSError, ValueError, KeyError, TypeError) as e:
@@ -154,8 +153,7 @@ def resolved(arm, seed: int, directory: str):
 
 def final_scores(directory: str) -> dict[str, float]:
   """'knn', 'linear' and so on of the network that a run hands on."""
-  with open(os.path.join(directory, 'run.json'), encoding='utf-8') as f:
-    network = json.load(f)['network']
+  network = workdir.read_json(os.path.join(directory, 'run.json'))['network']
   lines = metrics.read(os.path.join(directory, 'metrics.jsonl'))
   scores = {
     kind: metrics.last(lines, f'{kind}/{network}') for kind in metrics.SCORES

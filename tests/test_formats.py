@@ -49,6 +49,18 @@ def test_any_depth_keeps_its_contrast(tmp_path, bits, ending):
   assert f'{most:g} white' in source.notes[0]
 
 
+def test_a_deep_image_outside_the_sample_is_said(capsys):
+  """It keeps its contrast, and a line says by which rule, once a type."""
+  depth._say_own_values.cache_clear()
+  image = np.round(RAMP * 4095).astype(np.uint16)
+  for _ in range(2):
+    assert np.abs(depth.to_bytes(image) - 255 * RAMP).max() <= 1
+  assert capsys.readouterr().err.count('images of uint16 were not among') == 1
+  depth.to_bytes(image, depth.Scale(given=(0, 4095)))
+  depth.to_bytes(image, depth.Scale(assumed={'uint16': (0, 4095)}))
+  assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize('ending', ['png', 'tif'])
 def test_deep_colour(tmp_path, ending):
   """PIL would keep the upper 8 bits, which are 4 of these 12."""

@@ -243,7 +243,7 @@ def _json(path: pathlib.Path) -> dict:
   """Raises UserError unless it is a json of objects."""
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise UserError(f'cannot read {path}: {error}') from error
   for field in ('images', 'annotations', 'categories'):
     if not isinstance(content, dict) or not content.get(field):

@@ -6,6 +6,8 @@ those of each type of number apart (`assumed_range`). An image that does not
 fit what they say is scaled by its own values, and never clipped.
 """
 
+import functools
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -114,6 +116,18 @@ def to_bytes(image: np.ndarray, scale: Scale = OPEN) -> np.ndarray:
     return image
   if image.dtype == bool:
     return image.astype(np.uint8) * 255
+  if not scale.given and image.dtype.name not in scale.assumed:
+    _say_own_values(image.dtype.name)
   low, high = range_of(image, scale)
   scaled = (np.nan_to_num(image, nan=low) - low) / max(high - low, 1e-30)
   return np.floor(np.clip(scaled, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+@functools.cache
+def _say_own_values(dtype: str) -> None:
+  """Says, once, that images are deep although none of the sampled ones was."""
+  print(
+    f'note: images of {dtype} were not among those sampled: each is scaled by '
+    'its own values; data.value_range sets one range for all',
+    file=sys.stderr,
+  )

@@ -93,7 +93,13 @@ def _begin(sources, place: str, options: Options) -> pathlib.Path:
   }
   notes = folder / _NOTES
   if notes.exists():
-    begun = json.loads(notes.read_text(encoding='utf-8'))
+    try:
+      begun = json.loads(notes.read_text(encoding='utf-8'))
+      begun.keys()
+    except (OSError, ValueError, RecursionError, AttributeError) as e:
+      raise UserError(
+        f'cannot read {notes} ({e}): delete {folder}, or name another folder'
+      ) from e
     other = [name for name in asked if begun.get(name) != asked[name]]
     if other or begun.keys() != asked.keys():
       raise UserError(

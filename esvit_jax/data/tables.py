@@ -59,7 +59,10 @@ def _csv(text: str, file: pathlib.Path) -> list[dict]:
 
 
 def _json(text: str) -> list[dict]:
-  records = [json.loads(line) for line in text.splitlines() if line.strip()]
+  try:
+    records = [json.loads(line) for line in text.splitlines() if line.strip()]
+  except RecursionError:
+    raise ValueError('a line is nested too deeply') from None
   if not all(isinstance(record, dict) for record in records):
     raise ValueError('a line is no JSON object')
   return records
