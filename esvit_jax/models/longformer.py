@@ -199,7 +199,7 @@ def chunk_bias(table: jax.Array, window: int, which) -> jax.Array:
   n = window**2
   index = chunks.relative_position_index(window).reshape(n, 9, n)
   index = jnp.asarray(index)[:, which].reshape(n, -1)
-  return table[index].transpose(2, 0, 1)
+  return jnp.asarray(table)[index].transpose(2, 0, 1)
 
 
 def expanded_bias(table: jax.Array, side: int, count: int) -> jax.Array:

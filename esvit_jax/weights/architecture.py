@@ -18,7 +18,7 @@ from esvit_jax.weights.published import families
 HEAD_FIELDS = ('out_dim', 'hidden', 'bottleneck', 'layers', 'use_bn')
 # Above any published value. Values above these would take hours or terabytes.
 _LIMITS = {'window': 32, 'patch': 256, 'image_size': 2048}
-_BLOCKS, _TOKENS, _TABLE = 128, 2**16, 2**22
+_BLOCKS, _TOKENS, _TABLE, _WIDTH = 128, 2**16, 2**22, 4096
 _MOST_CHANNELS = 1024
 
 
@@ -50,15 +50,13 @@ def _check_sizes(config: Mapping, arrays: Mapping) -> None:
   shapes = [np.shape(x) for x in arrays.values()]
   widest = max((max(s) for s in shapes if s and math.prod(s)), default=0)
   for key, value in fields.items():
-    if value == defaults.get(key):
-      continue  # a size of ours
     numbers = _numbers(value)
     limit = _LIMITS.get(key, 1 << 20)
     if key in ('depth', 'depths'):
       # Every block has arrays of its own.
       numbers, limit = [*numbers, sum(numbers)], min(len(arrays), _BLOCKS)
     elif key in ('dim', 'dims', 'width'):
-      limit = widest
+      limit = max(widest, _WIDTH)
     if any(not -1 <= x <= limit for x in numbers) or len(numbers) > _BLOCKS:
       text = str(value)[:80]
       raise UserError(f'{key} of the model is {text}: no such file has that')
