@@ -50,6 +50,8 @@ def _check_sizes(config: Mapping, arrays: Mapping) -> None:
   shapes = [np.shape(x) for x in arrays.values()]
   widest = max((max(s) for s in shapes if s and math.prod(s)), default=0)
   for key, value in fields.items():
+    if value == defaults.get(key):
+      continue  # a size of ours
     numbers = _numbers(value)
     limit = _LIMITS.get(key, 1 << 20)
     if key in ('depth', 'depths'):
