@@ -293,9 +293,8 @@ def judge(job: jobs.Job):
     return views['copy'][:, 0]
 
   def batches(split):
-    return evals.batches(
-      cropped[split], job.mesh, c.eval.batch_size, c.data.workers, 0.0
-    )
+    reading = data.Reading(c.data.workers, max_unreadable=0.0)
+    return evals.batches(cropped[split], job.mesh, c.eval.batch_size, reading)
 
   def scores(state) -> dict[str, float]:
     def network(image):

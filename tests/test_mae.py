@@ -250,7 +250,8 @@ def test_eight_devices_are_one(distilled):
     if path[-2].key == 'qkv' and path[-1].key == 'bias':
       # Keys' biases have no gradient but rounding, which Adam blows up.
       x, y = (np.delete(v.reshape(3, -1), 1, 0) for v in (x, y))
-    np.testing.assert_allclose(x, y, atol=1e-5, err_msg=str(path))
+    # 1 % of three steps at 1e-3: Adam divides rounding by small gradients.
+    np.testing.assert_allclose(x, y, atol=3e-5, err_msg=str(path))
   if teacher is not None:
     jax.tree.map(
       np.testing.assert_array_equal, a.teacher['encoder'], teacher[1]['params']

@@ -41,6 +41,19 @@ logging.getLogger('absl').setLevel(logging.CRITICAL)
 # the tasks are forgotten.
 logging.getLogger('asyncio').setLevel(logging.CRITICAL)
 
+
+def _print_unraisable(unraisable, shown=sys.unraisablehook) -> None:
+  """As Python does, but for tasks that orbax has left when one has failed.
+
+  Their event loop is closed when they end: they have nobody to tell.
+  """
+  error = str(unraisable.exc_value)
+  if unraisable.object is not None or error != 'Event loop is closed':
+    shown(unraisable)
+
+
+sys.unraisablehook = _print_unraisable
+
 # Orbax has every replica write a slice of each array, and compiles a program
 # for each slice. Small arrays are written whole, by one: on 8 devices the first
 # save of a small network takes a tenth of the time.

@@ -46,14 +46,15 @@ class Command:
     self.command = runs.command(runs.flags(images, self.run, **CHANGE))
 
   def start(self) -> subprocess.Popen:
-    return subprocess.Popen(
-      self.command,
-      cwd=runs.ROOT,
-      env=runs.environment(self.folder / 'cache'),
-      stdout=self.log.open('w'),
-      stderr=subprocess.STDOUT,
-      start_new_session=True,
-    )
+    with self.log.open('w') as log:
+      return subprocess.Popen(
+        self.command,
+        cwd=runs.ROOT,
+        env=runs.environment(self.folder / 'cache'),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+      )
 
   def finish(self) -> None:
     """Runs it to its end."""
@@ -96,7 +97,8 @@ class Command:
   def state(self) -> tuple:
     """What is left at the end: checksums of all arrays, and the metrics."""
     steps = self.run / 'checkpoints' / str(STEPS) / 'checksums/metadata'
-    lines = map(json.loads, (self.run / 'metrics.jsonl').open())
+    text = (self.run / 'metrics.jsonl').read_text()
+    lines = map(json.loads, text.splitlines())
     return json.loads(steps.read_text()), [
       {k: x for k, x in line.items() if k not in SPEEDS} for line in lines
     ]
