@@ -185,13 +185,18 @@ def published() -> ConfigDict:
   return c
 
 
+def add_network(c: ConfigDict) -> None:
+  """Adds the fields that name a finished network."""
+  c.checkpoint = ''  # a run directory, .safetensors or .pth
+  c.which = 'auto'  # or 'teacher', 'student'
+  c.published = published()
+
+
 def evaluation(task: str) -> ConfigDict:
   """What every evaluation of a finished network has."""
   c = ConfigDict()
   c.task = task
-  c.checkpoint = ''  # a run directory, .safetensors or .pth
-  c.which = 'auto'  # or 'teacher', 'student'
-  c.published = published()
+  add_network(c)
   c.seed = 0
   c.batch_size = 256  # images at a time, over all devices
   c.dtype = 'float32'  # of the network's activations, or 'bfloat16'

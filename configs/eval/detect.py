@@ -166,9 +166,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   if debug:
     c = shrink(c)
 
-  c.checkpoint = ''  # a run directory, .safetensors or .pth
-  c.which = 'auto'  # or 'teacher', 'student'
-  c.published = common.published()
+  common.add_network(c)
   c.scratch = False  # its architecture alone, to compare with
   return c
 

@@ -165,8 +165,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.update_from_flattened_dict(recipe)
   c = common.shrink(c) if debug else c
 
-  c.checkpoint = ''  # a run directory, .safetensors or .pth
-  c.which = 'auto'  # or 'teacher', 'student'
-  c.published = common.published()
+  common.add_network(c)
   c.scratch = False  # use only the checkpoint's architecture
   return c

@@ -19,7 +19,7 @@ from esvit_jax.errors import UserError
 from esvit_jax.methods import detect
 from esvit_jax.models.vit import ViT
 from esvit_jax.protocols import finetune, memory
-from esvit_jax.protocols.setup import Result
+from esvit_jax.protocols.setup import Result, require_test_split
 from esvit_jax.workdir import terminal
 from esvit_jax.workdir.checkpoint import restore_parts
 
@@ -55,11 +55,7 @@ def run(config, directory: str, out) -> Result:
   config = windowed(config, finetune.resolved(config))
   workdir.check(directory, config.to_dict())
   source, test = data.open_pair(config.data)
-  if test is None:
-    raise UserError(
-      f'{config.data.source} has no test split: name it with '
-      "--config.data.test_split, or take 'held_out', a tenth of train"
-    )
+  require_test_split(test, config.data)
   for each in (source, test):
     if each.objects is None:
       raise UserError(

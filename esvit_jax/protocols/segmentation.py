@@ -11,10 +11,9 @@ import numpy as np
 from esvit_jax import data
 from esvit_jax.analysis.plots import overlays
 from esvit_jax.dense import VOID, metrics, resize
-from esvit_jax.errors import UserError
 from esvit_jax.protocols import maps as maps_lib
 from esvit_jax.protocols import readouts
-from esvit_jax.protocols.setup import Result, prepare
+from esvit_jax.protocols.setup import Result, prepare, require_test_split
 from esvit_jax.workdir import terminal
 
 SHOWN = 10  # images in the picture
@@ -35,11 +34,7 @@ def run(config, directory: str, out) -> Result:
   """
   setup = prepare(config, directory, out)
   c = setup.config
-  if setup.test is None:
-    raise UserError(
-      f'{c.data.source} has no test split: name it with '
-      "--config.data.test_split, or take 'held_out', a tenth of train"
-    )
+  require_test_split(setup.test, c.data)
   train, test = (
     data.sample(source, c.segmentation[f'{split}_images'], c.seed)
     for split, source in (('train', setup.train), ('test', setup.test))

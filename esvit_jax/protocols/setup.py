@@ -12,9 +12,8 @@ from esvit_jax import augment, data, evals, sharding, workdir
 from esvit_jax.errors import UserError, require_local
 from esvit_jax.models.backbone import IMAGE_SIZE, Features
 from esvit_jax.run import limits
-from esvit_jax.weights import loading, networks
+from esvit_jax.weights import loading, networks, reading
 
-IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 # Fields of `data` that a config leaves open -> their values there.
 OPEN = {
   'source': '',
@@ -217,7 +216,7 @@ def fill_data(section, path: str, weights, size: int) -> None:
   recorded = known | run_config(path).get('data', {})
   defaults = {'canvas': 512, 'data_dir': ''}
   if weights is None or weights.about['channels'] == 3:
-    defaults |= IMAGENET
+    defaults |= {k: tuple(v) for k, v in reading.IMAGENET.items()}
   canvas_is_open = section.canvas == OPEN['canvas']
   for field, value in OPEN.items():
     if field in section and section[field] == value:
@@ -248,10 +247,15 @@ def require_test(setup: Setup) -> None:
       f'{source} has no labels: put its images into one folder per class, or '
       'name a labelled set with --config.data.source'
     )
-  if setup.test is None:
+  require_test_split(setup.test, setup.config.data)
+
+
+def require_test_split(test: data.Source | None, section) -> None:
+  """Raises UserError unless `section` (data of a config) has a test split."""
+  if test is None:
     raise UserError(
-      f'{source} has no test split: name it with --config.data.test_split, or '
-      "take 'held_out', a tenth of train"
+      f'{section.source} has no test split: name it with '
+      "--config.data.test_split, or take 'held_out', a tenth of train"
     )
 
 
