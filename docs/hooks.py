@@ -5,18 +5,20 @@ import sys
 
 from mkdocs.structure.files import File
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
-from docs import reference
-
-PAGES = {
-  'recipes.md': reference.recipes_page,
-  'config.md': reference.config_page,
-}
+ROOT = str(pathlib.Path(__file__).parent.parent)
 
 
 def on_files(files, config):
   """Adds generated pages to those of docs/."""
-  for path, page in PAGES.items():
+  # Here, for mkdocs takes back what is added to the path at import.
+  if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+  from docs import reference
+
+  pages = {
+    'recipes.md': reference.recipes_page,
+    'config.md': reference.config_page,
+  }
+  for path, page in pages.items():
     files.append(File.generated(config, path, content=page()))
   return files

@@ -47,6 +47,10 @@ FUNCTIONS = {
   'MoCo-v3': ('moco', 'sections'),
   'SiT': ('sit', 'sections'),
   'Every evaluation': ('common', 'evaluation'),
+  'A finished network, as evaluations and fine-tuning take it': (
+    'common',
+    'add_network',
+  ),
   'Experiments': ('common', 'experiment'),
 }
 
